@@ -1,0 +1,126 @@
+"""Settings of the decoder: frozen dataclasses, to and from JSON."""
+
+import dataclasses
+import json
+from typing import Any, Literal
+
+from sam_jax.errors import describe
+
+DType = Literal["float32", "bfloat16", "float64"]
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamConfig:
+    """Everything about the prompt encoder and the mask decoder that their weights are built or read with.
+
+    The defaults are those of `segment_anything/build_sam.py`, the same for ViT-B, ViT-L and ViT-H.
+
+    Attributes:
+      width: channels `c` of the image embedding and of every token.
+      heads: attention heads of every attention.
+      mlp_width: hidden width of the MLP in each two-way block.
+      depth: number of two-way blocks.
+      attention_downsample: the cross-attentions work at `width // attention_downsample` channels.
+      multimask_outputs: masks beside mask 0; the decoder returns one more.
+      mask_channels: channels before the last convolution of the mask prompt's stack.
+      iou_head_width: hidden width of the IoU head.
+      iou_head_depth: layers of the IoU head.
+      block_norm_eps: epsilon of the four norms in each two-way block.
+      final_norm_eps: epsilon of the norm after the final attention.
+      image_size: height and width in pixels of the padded input frame, in which prompts live.
+      grid_size: height and width `h w` of the image embedding.
+      dtype: compute dtype. Coordinates, norms and softmaxes stay in float32 (float64 where that is the compute dtype).
+    """
+
+    width: int = 256
+    heads: int = 8
+    mlp_width: int = 2048
+    depth: int = 2
+    attention_downsample: int = 2
+    multimask_outputs: int = 3
+    mask_channels: int = 16
+    iou_head_width: int = 256
+    iou_head_depth: int = 3
+    block_norm_eps: float = 1e-5
+    final_norm_eps: float = 1e-5
+    image_size: tuple[int, int] = (1024, 1024)
+    grid_size: tuple[int, int] = (64, 64)
+    dtype: DType = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "grid_size"):
+            object.__setattr__(self, name, _size(name, getattr(self, name)))
+        for name in (
+            "width",
+            "heads",
+            "mlp_width",
+            "depth",
+            "attention_downsample",
+            "multimask_outputs",
+            "mask_channels",
+            "iou_head_width",
+            "iou_head_depth",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"SamConfig.{name} must be a positive integer, got {describe(value)}.")
+        for name in ("block_norm_eps", "final_norm_eps"):
+            value = getattr(self, name)
+            if not isinstance(value, float) or not 0 < value < 1:
+                raise ValueError(f"SamConfig.{name} must be a float between 0 and 1, got {describe(value)}.")
+        if self.width % 8 or self.width % (self.heads * self.attention_downsample):
+            raise ValueError(
+                f"SamConfig.width must be divisible by 8 and by heads * attention_downsample "
+                f"= {self.heads * self.attention_downsample}, got {self.width}."
+            )
+        if self.mask_channels % 4:
+            raise ValueError(f"SamConfig.mask_channels must be divisible by 4, got {self.mask_channels}.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"SamConfig.dtype must be one of {', '.join(DTYPES)}, got {describe(self.dtype)}.")
+
+    @property
+    def num_masks(self) -> int:
+        """Masks that the decoder returns: mask 0 and the multimask outputs."""
+        return self.multimask_outputs + 1
+
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """Height and width of low-res logits and of mask prompts: 4 times the grid."""
+        return 4 * self.grid_size[0], 4 * self.grid_size[1]
+
+    def to_json(self) -> str:
+        """Return the settings as a JSON object with one key per field."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "SamConfig":
+        """Read what `to_json` wrote. A missing field takes its default.
+
+        Raises:
+          ValueError: for a key that is no field, or a value that a field cannot take.
+        """
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "SamConfig":
+        """Build from a mapping of field names to values, as `from_json` does."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - fields)
+        if unknown:
+            raise ValueError(
+                f"Unknown settings for SamConfig: {', '.join(unknown)}. Known: {', '.join(sorted(fields))}."
+            )
+        return cls(**values)
+
+
+def _size(name: str, value: Any) -> tuple[int, int]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or any(type(v) is not int or v < 1 for v in value):
+        raise ValueError(f"SamConfig.{name} must be two positive integers (height, width), got {describe(value)}.")
+    return value[0], value[1]
+
+
+TINY = SamConfig(
+    width=32, heads=2, mlp_width=64, iou_head_width=32, mask_channels=8, image_size=(128, 128), grid_size=(8, 8)
+)
+"""A decoder small enough for tests and first steps; every part has the shape rules of the full one."""

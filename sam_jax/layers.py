@@ -1,0 +1,72 @@
+"""The small layers that both halves of the decoder are made of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+CONV_NORM_EPS = 1e-6
+"""Epsilon of the norms between convolutions (`LayerNorm2d` in `segment_anything/modeling/common.py`)."""
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return the exact GELU, x * Phi(x).
+
+    Written with `erf`: the `erfc` form of `jax.nn.gelu` takes twice as long on a CPU for the same float32 result.
+    """
+    return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+
+
+def layer_norm(epsilon: float, dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
+    """Return a LayerNorm over the channels, its statistics in at least float32.
+
+    The fast variance E[x^2] - E[x]^2 is off: it loses digits where the mean is large beside the deviation.
+    """
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
+
+
+class Mlp(nn.Module):
+    """Linear layers `layer_0`, `layer_1`, ... with a ReLU between them (`MLP` in `mask_decoder.py`).
+
+    Attributes:
+      widths: output channels of each layer.
+      dtype: compute dtype.
+    """
+
+    widths: tuple[int, ...]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n channels"]) -> Float[Array, "*n out"]:
+        """Map the last axis through the layers."""
+        for i, width in enumerate(self.widths):
+            x = nn.Dense(width, dtype=self.dtype, name=f"layer_{i}")(nn.relu(x) if i else x)
+        return x
+
+
+class ConvTranspose2x2(nn.Module):
+    """Transposed convolution with kernel 2 and stride 2: twice the height and width.
+
+    No two output pixels share an input window, so it is one matrix product and a depth-to-space. The kernel's layout is
+    that
+    of `nn.ConvTranspose(transpose_kernel=True)`: [2, 2, out, in].
+
+    Attributes:
+      features: output channels.
+      dtype: compute dtype.
+    """
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "2*h 2*w {self.features}"]:
+        """Return the upscaled map."""
+        h, w, c = x.shape
+        init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
+        kernel = self.param("kernel", init, (2, 2, self.features, c))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        blocks = jnp.einsum("hwi,kloi->hkwlo", x, kernel)
+        return blocks.reshape(2 * h, 2 * w, self.features) + bias

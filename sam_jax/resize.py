@@ -1,0 +1,157 @@
+"""Between the original image and the input frame: sizes, coordinates, masks.
+
+The official code is `segment_anything/utils/transforms.py` and `Sam.postprocess_masks` in `modeling/sam.py`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from sam_jax.errors import describe
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+def input_size_for(original_size: Size, image_size: Size = (1024, 1024)) -> Size:
+    """Return the size of the resized image in the input frame: as large as fits, aspect kept, halves rounded up.
+
+    Args:
+      original_size: height and width of the image.
+      image_size: height and width of the padded input frame, `config.image_size`.
+    """
+    height, width = original_size
+    if height < 1 or width < 1:
+        raise ValueError(f"original_size must be (height, width) of an image, got {describe(original_size)}.")
+    scale = min(image_size[0] / height, image_size[1] / width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def to_input_frame(
+    coordinates: Float[ArrayLike, "*n xy"], *, original_size: Size, input_size: Size
+) -> Float[Array, "*n xy"]:
+    """Move (x, y) clicks or (x0, y0, x1, y1) boxes from the original image to the input frame.
+
+    Args:
+      coordinates: the last axis is 2 (clicks) or 4 (boxes).
+      original_size: height and width of the image.
+      input_size: height and width of the resized image, before padding.
+    """
+    return _scale(coordinates, original_size, input_size)
+
+
+def to_original_image(
+    coordinates: Float[ArrayLike, "*n xy"], *, original_size: Size, input_size: Size
+) -> Float[Array, "*n xy"]:
+    """Move clicks or boxes from the input frame back to the original image; the inverse of `to_input_frame`."""
+    return _scale(coordinates, input_size, original_size)
+
+
+def _scale(coordinates: Any, source: Size, target: Size) -> Array:
+    coordinates = jnp.asarray(coordinates, jnp.float32)
+    if coordinates.ndim == 0 or coordinates.shape[-1] not in (2, 4):
+        raise ValueError(f"coordinates must be [..., 2] clicks or [..., 4] boxes, got {describe(coordinates)}.")
+    (height, width), (new_height, new_width) = source, target
+    ratio = jnp.stack([jnp.asarray(new_width / width), jnp.asarray(new_height / height)]).astype(jnp.float32)
+    return coordinates * jnp.tile(ratio, coordinates.shape[-1] // 2)
+
+
+def mask_to_prompt(
+    mask: Bool[ArrayLike, "*batch height width"],
+    *,
+    input_size: Size,
+    mask_size: Size = (256, 256),
+    image_size: Size | None = None,
+    logit: float = 10.0,
+) -> Float[Array, "*batch my mx"]:
+    """Turn binary masks of the original image into mask prompts: `logit` inside, `-logit` outside, linear in between.
+
+    Each low-res pixel takes the mean of the mask over what it covers; the padding is outside.
+
+    Args:
+      mask: True (or 1) in the object.
+      input_size: height and width of the resized image, before padding.
+      mask_size: height and width of a mask prompt, `config.mask_size`.
+      image_size: height and width of the padded input frame; 4 times `mask_size` if not given.
+      logit: the logit of a pixel that is all inside.
+    """
+    mask = jnp.asarray(mask, jnp.float32)
+    frame = image_size or (4 * mask_size[0], 4 * mask_size[1])
+    rows, columns = (
+        _coverage(low, full, size, original)
+        for low, full, size, original in zip(mask_size, frame, input_size, mask.shape[-2:], strict=True)
+    )
+    inside = jnp.einsum("ah,...hw,bw->...ab", rows, mask, columns, precision=jax.lax.Precision.HIGHEST)
+    return logit * (2 * inside - 1)
+
+
+def _coverage(low: int, frame: int, size: int, original: int) -> Float[Array, "low original"]:
+    """For one axis: the share of each low-res pixel that each pixel of the original covers."""
+    edges = jnp.arange(low + 1) * (frame / low * original / size)
+    pixels = jnp.arange(original)
+    overlap = jnp.minimum(edges[1:, None], pixels + 1) - jnp.maximum(edges[:-1, None], pixels)
+    return jnp.maximum(overlap, 0) / (edges[1] - edges[0])
+
+
+def resize_masks(
+    logits: Float[Array, "*batch my mx"], *, input_size: Size, original_size: Size, image_size: Size | None = None
+) -> Float[Array, "*batch height width"]:
+    """Return logits at the original size: what bilinear to the frame, crop, bilinear to the original gives, in one
+    step.
+
+    Both resizes are linear and separable, so their composition is one small linear map per axis and the frame is never
+    formed
+    (`Sam.postprocess_masks` in `segment_anything/modeling/sam.py`). Threshold after this, at 0.
+
+    Args:
+      logits: low-res logits.
+      input_size: height and width of the resized image, before padding; may be traced.
+      original_size: height and width of the result.
+      image_size: height and width of the padded input frame; 4 times the logits' if not given.
+    """
+    if logits.ndim < 2:
+        raise ValueError(f"logits must be [..., 4h, 4w], got {describe(logits)}.")
+    my, mx = logits.shape[-2:]
+    frame = image_size or (4 * my, 4 * mx)
+    rows, row_weights = _taps(my, frame[0], input_size[0], original_size[0])
+    columns, column_weights = _taps(mx, frame[1], input_size[1], original_size[1])
+    # Measured on two cores: a product with the whole matrix along the width, then three taps along the height.
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    across = (jax.nn.one_hot(columns, mx, dtype=dtype) * column_weights.astype(dtype)[..., None]).sum(1)
+    wide = jnp.einsum("...yx,wx->...yw", logits.astype(dtype), across, precision=jax.lax.Precision.HIGHEST)
+    taps = [row_weights[:, k, None].astype(dtype) * jnp.take(wide, rows[:, k], axis=-2) for k in range(3)]
+    return taps[0] + taps[1] + taps[2]
+
+
+def _taps(
+    low: int, frame: int, size: int, original: int
+) -> tuple[Int[Array, "original 3"], Float[Array, "original 3"]]:
+    """For one axis: the three low-res pixels that each original pixel reads, and their weights.
+
+    Original pixel -> two frame pixels (within the crop) -> two low-res pixels each, neighbours of each other.
+    """
+    if low > frame:
+        raise ValueError(f"The input frame must be at least as large as the logits, got {frame} for {low}.")
+    traced = isinstance(size, jax.core.Tracer)
+    xp, dtype = (jnp, jnp.float32) if traced else (np, np.float64)
+    near, far, share = _bilinear(xp, xp.arange(original, dtype=dtype), original, size)
+    base, _, _ = _bilinear(xp, near, frame, low)
+    weights = xp.zeros((original, 3), dtype)
+    for pixel, weight in ((near, 1 - share), (far, share)):
+        first, second, part = _bilinear(xp, pixel, frame, low)
+        for index, amount in ((first, 1 - part), (second, part)):
+            weights = weights + (index - base)[:, None].__eq__(xp.arange(3)) * (weight * amount)[:, None]
+    index = xp.minimum(base[:, None] + xp.arange(3), low - 1).astype(np.int32)
+    return jnp.asarray(index), jnp.asarray(
+        weights, jnp.promote_types(jnp.float32, weights.dtype if traced else jnp.float32)
+    )
+
+
+def _bilinear(xp: Any, pixel: Any, target: int, source: int) -> tuple[Any, Any, Any]:
+    """The two source pixels around each target pixel's centre (edges clamped), and the second's share."""
+    place = xp.maximum((pixel + 0.5) * (source / target) - 0.5, 0)
+    first = xp.minimum(xp.floor(place), source - 1)
+    return first, xp.minimum(first + 1, source - 1), place - first

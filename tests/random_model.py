@@ -1,0 +1,40 @@
+"""A small decoder with random weights: norms and biases random too, so that nothing is tested with ones and zeros."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sam_jax import Sam
+from sam_jax.config import TINY
+
+MODEL = Sam(TINY)
+
+
+def random_variables(model: Sam = MODEL, seed: int = 0, dtype: Any = np.float32) -> dict[str, Any]:
+    """Kernels with unit gain, norm scales around 1, everything else of deviation 0.3."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = path[-1].key
+        values = rng.normal(size=leaf.shape)
+        if name == "kernel":
+            fan_in = (
+                leaf.shape[-1] if "upscaling" in str(path) else np.prod(leaf.shape[-3 if leaf.ndim == 4 else -2 : -1])
+            )
+            values /= np.sqrt(fan_in * (leaf.shape[0] * leaf.shape[1] if "downscaling" in str(path) else 1))
+        elif name == "scale":
+            values = 1 + 0.2 * values
+        elif name in ("bias", "no_mask_embedding"):
+            values *= 0.3
+        return jnp.asarray(values.astype(dtype))
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def random_embedding(*images: int, model: Sam = MODEL, seed: int = 1) -> jax.Array:
+    """Image embeddings of deviation 1."""
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=(*images, *model.config.grid_size, model.config.width)).astype(np.float32))
