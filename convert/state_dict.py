@@ -1,0 +1,200 @@
+"""State dict to Flax tree and back: the table applied, with every tensor and every leaf accounted for."""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from sam_jax.config import SamConfig
+from sam_jax.convert.families import Family, find_family, listing, recognise, refuse_relatives, refuse_strangers
+from sam_jax.convert.gaps import Described, Gaps, compare
+from sam_jax.convert.names import sort_out
+from sam_jax.convert.rules import NAMINGS, Naming, Slot, flax_shapes, slots, torch_shapes
+from sam_jax.convert.settings import config_from_hf, config_from_shapes, frame
+from sam_jax.errors import CheckpointError, describe
+
+# Hugging Face ties these two; files hold either or both.
+_GAUSSIAN = "shared_image_embedding.positional_embedding"
+_GAUSSIAN_TWIN = "prompt_encoder.shared_embedding.positional_embedding"
+
+
+@dataclasses.dataclass(frozen=True)
+class Identification:
+    """What a checkpoint is, as far as names, shapes and dtypes tell.
+
+    Attributes:
+      family: whose settings it has.
+      naming: whose names its tensors have.
+      config: the decoder that it should hold.
+      sources: plain name -> name in the file, of the decoder's tensors.
+      ignored: names in the file of tensors that are not the decoder's.
+      gaps: where it is not that decoder.
+    """
+
+    family: Family
+    naming: Naming
+    config: SamConfig
+    sources: Mapping[str, str]
+    ignored: tuple[str, ...]
+    gaps: Gaps
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """A converted checkpoint.
+
+    Attributes:
+      config: settings of the decoder.
+      variables: `{"params": ..., "constants": ...}`, nested dicts of arrays in the file's dtypes.
+      family: where the settings that weights do not tell are from.
+      naming: whose names the tensors had.
+      ignored: names in the file of tensors that are not the decoder's.
+    """
+
+    config: SamConfig
+    variables: dict[str, Any]
+    family: Family
+    naming: Naming
+    ignored: tuple[str, ...]
+
+
+def identify(
+    tensors: Mapping[str, Described], *, family: str | None = None, settings: Mapping[str, Any] | None = None
+) -> Identification:
+    """Say what a checkpoint is without reading any data. Gaps are reported, not raised.
+
+    Args:
+      tensors: name in the file -> anything with a shape and a dtype.
+      family: a name of `FAMILIES`, whose settings to use whatever the names and `settings` say.
+      settings: the content of a Hugging Face `config.json`.
+
+    Raises:
+      CheckpointError: if it is of a kind that cannot be converted, or two tensors claim the same name.
+      ValueError: if there is no such family.
+    """
+    text = listing({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    refuse_relatives(text)
+    names = sort_out(tensors)
+    if not names.has_decoder:
+        refuse_strangers(text)
+    naming = _naming(names.tensors)
+    chosen = find_family(family) if family else recognise(text, naming)
+    sources = _one_gaussian(names.tensors)
+    found = {name: tensors[source] for name, source in sources.items() if name != _GAUSSIAN_TWIN}
+    if settings is None:
+        config = config_from_shapes({name: tuple(found[name].shape) for name in found}, naming, chosen, text)
+    elif naming != "hf":
+        raise CheckpointError("A config.json came with tensors that have Meta's names, so that it cannot be theirs.")
+    else:
+        config = config_from_hf(settings)
+        config = dataclasses.replace(config, **frame(chosen, text)) if family else config
+    gaps = compare(found, torch_shapes(config, naming), sources)
+    return Identification(chosen, naming, config, sources, names.ignored, gaps)
+
+
+def from_torch(
+    tensors: Mapping[str, Any], *, family: str | None = None, settings: Mapping[str, Any] | None = None
+) -> Conversion:
+    """Convert a checkpoint's prompt encoder and mask decoder to Flax variables. Only their tensors are read.
+
+    Args:
+      tensors: name in the file -> array, or anything with `shape`, `dtype` and `read()`.
+      family: a name of `FAMILIES`, whose settings to use whatever the names and `settings` say.
+      settings: the content of a Hugging Face `config.json`.
+
+    Raises:
+      CheckpointError: if it is of a kind that cannot be converted; or listing every tensor that is missing, unexpected,
+        misshapen or of another dtype than a float's.
+      ValueError: if there is no such family.
+    """
+    found = identify(tensors, family=family, settings=settings)
+    if found.gaps:
+        raise CheckpointError(
+            f"The checkpoint does not fit the decoder of {found.family.title} ({found.naming} names).\n{found.gaps}"
+        )
+    read = {name: _read(tensors[source]) for name, source in found.sources.items()}
+    if _GAUSSIAN_TWIN in read and not _same_bits(read[_GAUSSIAN], read[_GAUSSIAN_TWIN]):
+        raise CheckpointError(f"{_GAUSSIAN} and {_GAUSSIAN_TWIN} must be the same matrix, and they differ.")
+    leaves = _leaves(read, slots(found.config, found.naming))
+    return Conversion(found.config, _nest(leaves), found.family, found.naming, found.ignored)
+
+
+def to_torch(model: Any, variables: Mapping[str, Any], naming: Naming = "meta") -> dict[str, np.ndarray]:
+    """Return the state dict that `from_torch` makes these variables of: its exact inverse, dtypes kept.
+
+    Args:
+      model: anything whose `config` is a `SamConfig`.
+      variables: `{"params": ..., "constants": ...}`, nested mappings of arrays.
+      naming: "meta", or "hf" for the names that `SamModel.save_pretrained` writes.
+
+    Raises:
+      CheckpointError: listing every leaf that is missing, unexpected, misshapen or of another dtype than a float's.
+      ValueError: if there is no such naming.
+    """
+    if naming not in NAMINGS:
+        raise ValueError(f"naming must be one of {', '.join(NAMINGS)}, got {describe(naming)}.")
+    leaves = {path: np.asarray(leaf) for path, leaf in _flatten(variables)}
+    gaps = compare(leaves, flax_shapes(model.config), {path: path for path in leaves})
+    if gaps:
+        raise CheckpointError(f"The variables do not fit the model's configuration.\n{gaps}")
+    return {slot.name: slot.leaf.to_torch(_part(leaves[slot.path], slot)) for slot in slots(model.config, naming)}
+
+
+def _naming(plain: Iterable[str]) -> Naming:
+    """Return the naming that knows most of the names."""
+    known = {naming: torch_shapes(SamConfig(), naming).keys() & {*plain} for naming in NAMINGS}
+    return max(NAMINGS, key=lambda naming: len(known[naming]))
+
+
+def _one_gaussian(sources: Mapping[str, str]) -> dict[str, str]:
+    """Let the Gaussian matrix's second name stand in where it is the only one."""
+    if _GAUSSIAN_TWIN in sources and _GAUSSIAN not in sources:
+        return {_GAUSSIAN if name == _GAUSSIAN_TWIN else name: source for name, source in sources.items()}
+    return dict(sources)
+
+
+def _leaves(read: Mapping[str, np.ndarray], table: Iterable[Slot]) -> dict[str, np.ndarray]:
+    """Return path -> leaf, with the tensors of a stacked leaf put together in the table's order."""
+    parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+    stacked = set()
+    for slot in table:
+        parts[slot.path].append(slot.leaf.to_flax(read[slot.name]))
+        stacked |= {slot.path} if slot.position is not None else set()
+    mixed = [path for path, arrays in parts.items() if len({array.dtype for array in arrays}) > 1]
+    if mixed:
+        raise CheckpointError(f"Tensors of several dtypes cannot be one leaf: {', '.join(mixed)}.")
+    return {path: np.stack(arrays) if path in stacked else arrays[0] for path, arrays in parts.items()}
+
+
+def _part(leaf: np.ndarray, slot: Slot) -> np.ndarray:
+    return leaf if slot.position is None else leaf[slot.position]
+
+
+def _read(tensor: Any) -> np.ndarray:
+    return tensor if isinstance(tensor, np.ndarray) else tensor.read()
+
+
+def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def _flatten(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        inner = f"{path}/{key}" if path else str(key)
+        if isinstance(value, Mapping):
+            yield from _flatten(value, inner)
+        else:
+            yield inner, value
+
+
+def _nest(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
