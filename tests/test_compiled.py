@@ -1,0 +1,53 @@
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from random_model import MODEL, random_embedding, random_variables
+
+import sam_jax
+from sam_jax import Prompts, Sizes, predict_masks
+
+VARIABLES = random_variables()
+
+
+def test_requests_compile_nothing_and_padding_comes_back_marked() -> None:
+    service = sam_jax.compile(MODEL, VARIABLES, sizes=Sizes(tokens=(4,), prompt_sets=(1, 4)))
+    prompts = Prompts.build(boxes=np.tile([0.0, 0, 50, 60], (3, 1)))
+    embedding = np.asarray(random_embedding())
+    want = predict_masks(MODEL, VARIABLES, embedding, prompts)
+    compiled = []
+
+    def count(event: str, seconds: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    out = service(VARIABLES, embedding, prompts)
+    again = service(VARIABLES, embedding, Prompts.build(points=[[[5, 5]]], labels=[[1]]))
+    jax.block_until_ready((out, again))
+    assert not compiled
+    np.testing.assert_allclose(out.logits[:3], want.logits, atol=1e-6 * float(np.abs(want.logits).max()))
+    assert out.valid.tolist() == [True, True, True, False]
+    assert (out.iou[3] == -np.inf).all()
+    assert again.valid.shape == (1,)
+
+
+def test_images_and_mask_prompts() -> None:
+    service = sam_jax.compile(
+        MODEL, VARIABLES, sizes=Sizes(tokens=(2,), prompt_sets=(1,), images=(2,)), images=True, masks=True
+    )
+    mask = np.random.default_rng(0).normal(size=(2, 1, *MODEL.config.mask_size)).astype(np.float32)
+    embeddings = random_embedding(2)
+    for prompts in (Prompts.build(masks=mask), Prompts.build(boxes=np.ones((2, 1, 4)), images=True)):
+        want = predict_masks(MODEL, VARIABLES, embeddings, prompts, sizes=service.sizes)
+        out = service(VARIABLES, embeddings, prompts)
+        np.testing.assert_array_equal(out.logits, want.logits)
+
+
+def test_what_was_not_compiled_is_an_error() -> None:
+    service = sam_jax.compile(MODEL, VARIABLES, sizes=Sizes(tokens=(2,), prompt_sets=(1,)))
+    with pytest.raises(ValueError, match=r"No program was compiled for .*\[2, 2\] without.*compiled are \[1, 2\]"):
+        service(VARIABLES, random_embedding(), Prompts.build(boxes=np.ones((2, 4))))
+    with pytest.raises(ValueError, match="with mask prompts; compiled are none"):
+        service(VARIABLES, random_embedding(), Prompts.build(masks=np.full((1, 32, 32), -2.0)))
