@@ -1,0 +1,125 @@
+"""Published checkpoints by name: where they are, what they must be, and fetching them."""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import pooch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TimeRemainingColumn, TransferSpeedColumn
+
+from sam_jax.errors import CheckpointError
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A checkpoint file on a public server.
+
+    Attributes:
+      url: where its owners keep it; the last part is the file's name.
+      sha256: of the whole file, in hexadecimal.
+      size: in bytes.
+    """
+
+    url: str
+    sha256: str
+    size: int
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return self.url.rpartition("/")[2]
+
+
+PUBLISHED = {
+    "sam_vit_b": Published(
+        url="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
+        sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        size=375_042_383,
+    ),
+    "sam_vit_l": Published(
+        url="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_l_0b3195.pth",
+        sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        size=1_249_524_607,
+    ),
+    "sam_vit_h": Published(
+        url="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
+        sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        size=2_564_550_879,
+    ),
+    "mobile_sam": Published(
+        url="https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/master/weights/mobile_sam.pt",
+        sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        size=40_728_226,
+    ),
+}
+"""The checkpoints that can be asked for by name, which is also their family's. The hashes are those that several
+independent projects list."""
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """Return the path of a source: of what is there under that name, else of a published checkpoint, downloaded first.
+
+    Raises:
+      CheckpointError: if it is neither, or the download fails.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if str(source) in PUBLISHED:
+        return fetch(PUBLISHED[str(source)])
+    raise CheckpointError(f"There is no {path}, and no published checkpoint of that name ({', '.join(PUBLISHED)}).")
+
+
+def fetch(checkpoint: Published, folder: Path | None = None) -> Path:
+    """Return the local path of a published checkpoint, downloading it unless a whole copy is there.
+
+    The file is written under a temporary name and gets its own only after its SHA-256 has been checked.
+
+    Args:
+      checkpoint: one of `PUBLISHED`.
+      folder: where to keep it; by default the user's cache folder for this package.
+
+    Raises:
+      CheckpointError: if the server cannot be reached, the connection breaks, or the file is not the published one.
+    """
+    download: Any = functools.partial(_download, checkpoint)  # pooch's annotation of a downloader fits not even its own
+    try:
+        path = pooch.retrieve(
+            checkpoint.url,
+            known_hash=f"sha256:{checkpoint.sha256}",
+            fname=checkpoint.file,
+            path=folder or pooch.os_cache("sam-jax"),
+            downloader=download,
+        )
+    except (OSError, ValueError) as error:  # every error of requests is an OSError, a wrong hash is a ValueError
+        raise CheckpointError(f"Could not download {checkpoint.file} from {checkpoint.url}: {error}") from error
+    return Path(path)
+
+
+def _download(checkpoint: Published, url: str, output: str, _: object) -> None:
+    """Be the downloader that pooch calls when no whole copy is there."""
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar: Any = _Bar(progress, progress.add_task(checkpoint.file, total=checkpoint.size))
+        pooch.HTTPDownloader(progressbar=bar, chunk_size=2**20)(url, output, None)
+
+
+@dataclasses.dataclass
+class _Bar:
+    """Draws with rich what pooch tells a progress bar in tqdm's words."""
+
+    progress: Progress
+    task: TaskID
+    total: int = 0  # set by pooch; the true size is known already
+
+    def update(self, count: int) -> None:
+        self.progress.advance(self.task, count)
+
+    def reset(self) -> None:
+        self.progress.reset(self.task)
+
+    def close(self) -> None:
+        """Nothing to do: the progress ends with its block, whether the download has worked or not."""

@@ -1,0 +1,120 @@
+"""Checkpoints on disk: `save` writes one orbax folder, `load` reads that and every PyTorch file the converter knows."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sam_jax.atomic import written_whole
+from sam_jax.config import SamConfig
+from sam_jax.convert.download import locate
+from sam_jax.convert.gaps import compare
+from sam_jax.convert.reader import open_checkpoint
+from sam_jax.convert.rules import flax_shapes
+from sam_jax.convert.state_dict import from_torch
+from sam_jax.errors import CheckpointError
+from sam_jax.manifest import ArraySpec, Manifest, Provenance, is_saved
+from sam_jax.model import Sam
+
+Variables = dict[str, Any]
+"""`{"params": ..., "constants": ...}`: nested dicts of arrays."""
+
+
+def save(
+    path: str | os.PathLike[str],
+    model: Sam,
+    variables: Variables,
+    *,
+    provenance: Provenance | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write model and variables as one folder that `load` reads back bit for bit, on any number of devices.
+
+    The folder is an orbax checkpoint of `variables` with a `config.json` beside the arrays (`sam_jax.manifest`). It
+    appears whole or not at all, and a checkpoint that it replaces is there until then. Of several processes, one saves.
+
+    Args:
+      path: the folder to make.
+      model: its config is kept.
+      variables: what `model.apply` takes; arrays of any device, or of several that this process can read.
+      provenance: where the weights come from.
+      overwrite: replace a checkpoint that is at `path` already.
+
+    Raises:
+      CheckpointError: if the variables are not those of the model.
+      FileExistsError: if `path` exists and `overwrite` is false, or is something else than such a folder.
+    """
+    target, variables = Path(path).expanduser(), jax.device_get(variables)
+    leaves: dict[str, Any] = flatten_dict(variables, sep="/")
+    arrays = {name: ArraySpec(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
+    _check_arrays(model.config, arrays, "The variables")
+    if target.is_dir() and any(target.iterdir()) and not is_saved(target):
+        raise FileExistsError(f"{target} is a folder of something else than a checkpoint and is not replaced.")
+    with written_whole(target, overwrite=overwrite) as folder:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(folder, variables)
+        Manifest.of(folder, model.config, provenance or Provenance(), arrays).write(folder)
+
+
+def load(path: str | os.PathLike[str], *, family: str | None = None) -> tuple[Sam, Variables]:
+    """Read a checkpoint of any kind: the model, and its variables on the default device.
+
+    Arrays keep the dtype that they are stored in, except that JAX makes float64 float32 unless `jax_enable_x64` is set.
+
+    Args:
+      path: a folder that `save` or `sam-jax convert` made, a `.pth`, `.pt` or `.safetensors` file, a Hugging Face
+        folder, or the name of a published checkpoint such as `sam_vit_b`, which is downloaded once.
+      family: a name of `sam_jax.convert.families.FAMILIES`, for settings that a file does not tell; found out by
+        default.
+
+    Raises:
+      CheckpointError: if there is no such checkpoint, or it is damaged, unfinished, or of another kind.
+      ValueError: if there is no such family.
+    """
+    found = locate(path)
+    if is_saved(found):
+        model, variables, _ = restore(found, family=family)
+        return model, variables
+    checkpoint = open_checkpoint(found)
+    conversion = from_torch(checkpoint.tensors, family=family, settings=checkpoint.settings)
+    return Sam(conversion.config), jax.tree.map(jnp.asarray, conversion.variables)
+
+
+def restore(folder: Path, *, family: str | None = None) -> tuple[Sam, Variables, Provenance]:
+    """Read what `save` wrote: the model, its variables on the default device, and where they come from.
+
+    Raises:
+      CheckpointError: if the folder is unfinished, damaged, not of the family where one is given, or holds other arrays
+        than its config asks for.
+    """
+    manifest = Manifest.read(folder)
+    if family not in (None, manifest.provenance.family):
+        raise CheckpointError(f"{folder} is of the family {manifest.provenance.family}, and {family} is asked for.")
+    manifest.check_files(folder)
+    _check_arrays(manifest.config, manifest.arrays, f"The arrays of {folder}")
+    target = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in manifest.arrays.items()}
+    try:
+        with _checkpointer() as checkpointer:
+            variables = checkpointer.restore(folder.resolve(), unflatten_dict(target, sep="/"))
+    except Exception as error:  # orbax believes its files: forged ones end in any kind
+        raise CheckpointError(f"The arrays of {folder} cannot be read: {error}") from error
+    return Sam(manifest.config), jax.tree.map(jnp.asarray, variables), manifest.provenance
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Return a checkpointer of this process alone, which does not wait for others that may not be saving."""
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"sam_jax_{here}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+
+
+def _check_arrays(config: SamConfig, arrays: dict[str, ArraySpec], whose: str) -> None:
+    gaps = compare(arrays, flax_shapes(config), {name: name for name in arrays})
+    if gaps:
+        raise CheckpointError(f"{whose} do not fit the model's config.\n{gaps}")
