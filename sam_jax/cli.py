@@ -1,5 +1,6 @@
 """The `sam-jax` command: one function per subcommand, each importing what is heavy when it runs."""
 
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -79,7 +80,71 @@ def inspect(file: Annotated[Path, tyro.conf.Positional]) -> None:
         raise CheckpointError(found.problem)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"convert": convert, "inspect": inspect}
+def demo(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("sam_jax_demo")) -> None:
+    """Make a checkpoint of random weights, convert it, decode a click, a box and a mask, and draw the masks.
+
+    Args:
+      out: folder for the checkpoint and the picture.
+    """
+    from sam_jax.demo import run
+
+    run(out, Console())
+
+
+def export(
+    source: Annotated[str, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    platforms: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu", "cuda", "tpu"),
+    masks: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write the decoder as a program that needs only jax to run, for any number of images and prompt sets.
+
+    Args:
+      source: a checkpoint, as sam-jax convert takes.
+      out: the folder to make: the program with its weights, and a manifest that says how to call it.
+      platforms: what the program is for.
+      masks: let the program take mask prompts.
+      overwrite: replace what is at the output.
+    """
+    from sam_jax.checkpoints import load
+    from sam_jax.exported import export_decoder
+
+    with Console(stderr=True).status(f"Exporting {source}"):
+        model, variables = load(source)
+        export_decoder(out, model, variables, platforms=platforms, masks=masks, overwrite=overwrite)
+    _print_rows([("wrote", str(out)), ("platforms", ", ".join(platforms))])
+
+
+def bench(checkpoint: str | None = None, prompt_sets: tuple[int, ...] = (1, 16, 64, 256), repeats: int = 5) -> None:
+    """Measure the decoder on this machine: prompt sets a second, latencies, and the first call. Prints JSON.
+
+    Args:
+      checkpoint: whose decoder to measure; by default the usual sizes with random weights.
+      prompt_sets: numbers of prompt sets on one image.
+      repeats: of each measurement; medians are printed.
+    """
+    from sam_jax import SamConfig, bench, demo
+    from sam_jax.checkpoints import load
+    from sam_jax.model import Sam
+
+    if checkpoint:
+        model, variables = load(checkpoint)
+    else:
+        conversion = from_torch(demo.random_state_dict(SamConfig()))
+        model, variables = Sam(conversion.config), conversion.variables
+    with Console(stderr=True).status("Measuring"):
+        report = bench.run(model, variables, prompt_sets, repeats)
+    print(json.dumps(report, indent=2))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "convert": convert,
+    "inspect": inspect,
+    "export": export,
+    "bench": bench,
+    "demo": demo,
+}
 """Subcommands by name. Their arguments are the functions' own, their help is the docstrings'."""
 
 

@@ -2,17 +2,29 @@
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
+from sam_jax.absorbed import decode_absorbed
 from sam_jax.config import SamConfig
 from sam_jax.errors import describe
+from sam_jax.low_rank import ImageState, decode_low_rank, prepare_image
 from sam_jax.model import MaskPrediction, Sam, Variables
-from sam_jax.prompts import EMPTY, Prompts
+from sam_jax.prompts import EMPTY, AnyArray, Prompts
+
+Images = Float[AnyArray, "*image h w c"] | ImageState
+"""Image embeddings, or what `prepare_image` made of them."""
+
+Path = Literal["auto", "plain", "absorbed", "low_rank"]
+"""How to decode: the Flax modules as they are, or one of the two forms that need fewer operations for the same sum."""
+
+LOW_RANK_TOKENS = 9
+"""Up to how many tokens of a prompt set the low-rank form pays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,34 +59,37 @@ def round_up(number: int, sizes: tuple[int, ...]) -> int:
 def predict_masks(
     model: Sam,
     variables: Variables,
-    embeddings: Float[Array, "*image h w c"],
+    embeddings: Images,
     prompts: Prompts,
     *,
     chunk: int | None = None,
     sizes: Sizes = Sizes(),
     mesh: jax.sharding.Mesh | None = None,
+    path: Path = "auto",
 ) -> MaskPrediction:
     """Return all masks and scores of every prompt set.
 
     What depends on the image alone is computed once per image. Outside of a transformation, the inputs are padded to
-    `sizes` with
-    empty slots before one jitted call, and the padding is cut off again; inside `jit`, `vmap` or `grad`, shapes are
-    taken as they are.
+    `sizes` with empty slots before one jitted call, and the padding is cut off again; inside `jit`, `vmap` or `grad`,
+    shapes are taken as they are.
 
     Args:
       model: the decoder, static.
       variables: its variables.
-      embeddings: image embeddings, channels last: [h, w, c], or [image, h, w, c].
+      embeddings: image embeddings, channels last: [h, w, c], or [image, h, w, c]; or what `prepare_image` made of them.
       prompts: prompts with axes [prompt set], or [image, prompt set].
       chunk: how many prompt sets are decoded at once, the bound on memory; by default 4 on a CPU and 64 elsewhere.
       sizes: what the numbers of tokens, prompt sets and images are rounded up to.
-      mesh: devices to split images and prompt sets over (`sam_jax.sharding.make_mesh`); `chunk` is then that of each
-        device. Arrays spread over several processes are taken in the shape they have, too.
+      mesh: devices to split images and prompt sets over (`sam_jax.make_mesh`); `chunk` is then that of each device.
+        Arrays spread over several processes are taken in the shape they have, too.
+      path: how to decode; "auto" takes the fastest for the shapes (`choose_path`). None changes a result beyond
+        rounding.
 
     Raises:
       ValueError: for inputs whose shapes do not fit the model or each other, or coordinates outside the input frame.
     """
     check_inputs(model.config, embeddings, prompts)
+    check_path(path, prompts)
     if chunk is None:
         chunk = default_chunk()
     elif chunk < 1:
@@ -83,11 +98,12 @@ def predict_masks(
     if mesh is not None:
         from sam_jax.sharding import decode_on, fit_sizes  # it builds on this module
 
-        run, sizes = functools.partial(decode_on, mesh), fit_sizes(sizes, mesh, images=embeddings.ndim == 4)
+        images = embeddings_of(embeddings).ndim == 4
+        run, sizes = functools.partial(decode_on, mesh), fit_sizes(sizes, mesh, images=images)
     if not all(is_readable(x) for x in jax.tree.leaves((variables, embeddings, prompts))):
-        return run(model, variables, embeddings, prompts, chunk)
+        return run(model, variables, embeddings, prompts, chunk, path)
     padded, wide = pad_inputs(embeddings, prompts, sizes)
-    out = run(model, variables, padded, wide, chunk)
+    out = run(model, variables, padded, wide, chunk, path)
     if wide.valid.shape == prompts.valid.shape:
         return out
     return jax.tree.map(lambda x: x[tuple(slice(n) for n in prompts.valid.shape)], out)
@@ -105,54 +121,95 @@ def default_chunk() -> int:
     return 4 if jax.default_backend() == "cpu" else 64
 
 
-def pad_inputs(
-    embeddings: Float[Array, "*image h w c"], prompts: Prompts, sizes: Sizes
-) -> tuple[Float[Array, "*padded h w c"], Prompts]:
+def pad_inputs(embeddings: Images, prompts: Prompts, sizes: Sizes) -> tuple[Images, Prompts]:
     """Return the inputs with the numbers of tokens, prompt sets and images rounded up to `sizes`."""
     *images, prompt_sets, tokens = prompts.labels.shape
     prompts = jax.tree.map(np.asarray, prompts)  # padding on the host compiles nothing
-    images = [round_up(n, sizes.images) for n in images]
-    prompts = prompts.pad(round_up(tokens, sizes.tokens), round_up(prompt_sets, sizes.prompt_sets), *images)
-    if images and images[0] > embeddings.shape[0]:
-        embeddings = jnp.pad(embeddings, [(0, images[0] - embeddings.shape[0]), (0, 0), (0, 0), (0, 0)])
+    target = [round_up(n, sizes.images) for n in images]
+    prompts = prompts.pad(round_up(tokens, sizes.tokens), round_up(prompt_sets, sizes.prompt_sets), *target)
+    if target > images:
+        more = target[0] - images[0]
+        embeddings = jax.tree.map(lambda x: jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)), embeddings)
     return embeddings, prompts
 
 
-@functools.partial(jax.jit, static_argnames=("model", "chunk"))
+@functools.partial(jax.jit, static_argnames=("model", "chunk", "path"))
 def decode(
-    model: Sam, variables: Variables, embeddings: Float[Array, "*image h w c"], prompts: Prompts, chunk: int
+    model: Sam,
+    variables: Variables,
+    images: Images,
+    prompts: Prompts,
+    chunk: int,
+    path: Path = "auto",
 ) -> MaskPrediction:
     """Decode every prompt set, `chunk` at a time, for the shapes as they are.
 
     The arguments are those of `predict_masks`; this is the one function that is compiled.
     """
+    prompt_sets, tokens = prompts.labels.shape[-2:]
+    prepared = isinstance(images, ImageState)
+    if path == "auto":
+        path = choose_path(tokens, prompt_sets, prompts.masks is not None, prepared)
 
-    def one_image(embedding: Array, prompts: Prompts) -> MaskPrediction:
-        def one_set(prompt_set: Prompts) -> MaskPrediction:
-            return model.apply(variables, embedding, prompt_set)
+    def one_image(inputs: tuple[Any, Prompts]) -> MaskPrediction:
+        image, prompts = inputs
+        if path == "low_rank":
+            state = image if prepared else prepare_image(model, variables, image)
+            return map_groups(functools.partial(decode_low_rank, model, variables, state), prompts, chunk)
+        embedding = embeddings_of(image)
+        if path == "absorbed":
+            return map_groups(functools.partial(decode_absorbed, model, variables, embedding), prompts, chunk)
+        return map_groups(jax.vmap(functools.partial(model.apply, variables, embedding)), prompts, chunk)
 
-        return map_chunks(one_set, prompts, chunk)
-
-    if embeddings.ndim == 3:
-        return one_image(embeddings, prompts)
-    at_once = max(1, chunk // max(1, prompts.valid.shape[1]))
-    return map_chunks(lambda inputs: one_image(*inputs), (embeddings, prompts), at_once)
+    if embeddings_of(images).ndim == 3:
+        return one_image((images, prompts))
+    return map_groups(jax.vmap(one_image), (images, prompts), max(1, chunk // max(1, prompt_sets)))
 
 
-def map_chunks(function: Any, inputs: Any, chunk: int) -> Any:
-    """Map over the leading axis: `chunk` entries at a time in one vmapped call, chunks one after the other."""
+def choose_path(tokens: int, prompt_sets: int, has_masks: bool, prepared: bool) -> Path:
+    """Return the fastest path for the shapes, by measurement on two CPU cores.
+
+    Image tokens of low rank pay for few tokens, on an image that is prepared or that several prompt sets share. A mask
+    prompt makes the image tokens the prompt set's own, so that they have to be written out.
+
+    Args:
+      tokens: tokens of each prompt set, empty slots included.
+      prompt_sets: prompt sets of each image.
+      has_masks: whether there are mask prompts.
+      prepared: whether the image's part is there already.
+    """
+    if not has_masks and tokens <= LOW_RANK_TOKENS and (prepared or prompt_sets > 1):
+        return "low_rank"
+    return "absorbed"
+
+
+def embeddings_of(images: Images) -> Float[AnyArray, "*image h w c"]:
+    """Return the embeddings, prepared or not."""
+    return images.embedding if isinstance(images, ImageState) else images
+
+
+def map_groups(function: Callable[[Any], Any], inputs: Any, size: int) -> Any:
+    """Map a function of a batch over groups of at most `size` entries of the leading axis, one after the other."""
     number = jax.tree.leaves(inputs)[0].shape[0]
-    if number <= chunk:
-        return jax.vmap(function)(inputs)
-    return jax.lax.map(function, inputs, batch_size=chunk)
+    if number <= size:
+        return function(inputs)
+    groups, rest = divmod(number, size)
+    whole = jax.tree.map(lambda x: x[: groups * size].reshape(groups, size, *x.shape[1:]), inputs)
+    out = jax.tree.map(lambda x: x.reshape(groups * size, *x.shape[2:]), jax.lax.map(function, whole))
+    if not rest:
+        return out
+    last = function(jax.tree.map(lambda x: x[groups * size :], inputs))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), out, last)
 
 
-def check_inputs(config: SamConfig, embeddings: Array, prompts: Prompts) -> None:
+def check_inputs(config: SamConfig, images: Images, prompts: Prompts) -> None:
     """Raise a ValueError where the inputs of `predict_masks` do not fit the model or each other."""
     wanted = (*config.grid_size, config.width)
-    if not hasattr(embeddings, "shape") or embeddings.ndim not in (3, 4) or embeddings.shape[-3:] != wanted:
+    embeddings = embeddings_of(images)
+    shape = getattr(embeddings, "shape", ())
+    if len(shape) not in (3, 4) or shape[-3:] != wanted:
         hint = ""
-        if getattr(embeddings, "shape", ())[-3:] == (config.width, *config.grid_size):
+        if shape[-3:] == (config.width, *config.grid_size):
             hint = " It is channels first, as in PyTorch: jnp.moveaxis(embeddings, -3, -1) makes it fit."
         raise ValueError(
             f"embeddings must be {list(wanted)} (h, w, c) or [image, h, w, c], got {describe(embeddings)}.{hint}"
@@ -173,6 +230,16 @@ def check_inputs(config: SamConfig, embeddings: Array, prompts: Prompts) -> None
         )
     if is_readable(prompts.coordinates) and is_readable(prompts.labels):
         _check_frame(config.image_size, np.asarray(prompts.coordinates), np.asarray(prompts.labels) != EMPTY)
+
+
+def check_path(path: Path, prompts: Prompts) -> None:
+    """Raise a ValueError for a path that is none, or that cannot decode these prompts."""
+    if path not in get_args(Path):
+        raise ValueError(f"path must be one of {', '.join(get_args(Path))}, got {describe(path)}.")
+    if path == "low_rank" and prompts.masks is not None:
+        raise ValueError(
+            'path="low_rank" decodes prompts without masks; "auto" takes another path where there are some.'
+        )
 
 
 def _check_frame(

@@ -1,0 +1,116 @@
+"""Image tokens that are written out, and never projected: any prompt, also with a mask.
+
+A product of matrices may be formed in any order. In each head, with image tokens X (hw x c), queries q, keys k, values v of n tokens and
+attention A, the projections are absorbed into the few tokens:
+
+- token to image, logits: `(q Wk') X'` for `q (X Wk)'`; the key's bias adds the same to a whole softmax row and drops out;
+- token to image, values: `(A X) Wv` for `A (X Wv)`;
+- image to token, logits: `X (Wq k')` for `(X Wq) k'`;
+- image to token, values: `A (v Wo)` for `(A v) Wo`.
+
+That is products of X with heads * n rows instead of projections to `inner` channels and products with n rows. Where there are so many
+tokens that projecting is cheaper, the einsums below do that: they multiply the cheapest pair first.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from sam_jax.fast_decoder import Features, Params, channels_first, decode, product, token_weights, unfused
+from sam_jax.model import MaskPrediction, Sam
+from sam_jax.prompts import Prompts
+
+
+class Written(NamedTuple):
+    """The image tokens of one prompt set, and the same with the positional part."""
+
+    tokens: Float[Array, "c hw"]
+    placed: Float[Array, "c hw"]
+
+
+@struct.dataclass
+class WrittenForm:
+    """The `ImageForm` of `Written` image tokens.
+
+    Attributes:
+      position: positional part of the image tokens.
+      epsilon: that of the blocks' norms.
+    """
+
+    position: Float[Array, "c hw"]
+    epsilon: float = struct.field(pytree_node=False)
+
+    def gather(
+        self, block: int, params: Params, image: Written, query: Float[Array, "heads n d"]
+    ) -> Float[Array, "heads n d"]:
+        """Return the gathered values; see `ImageForm`."""
+        key, value = params["key"]["kernel"], params["value"]
+        weights = jax.nn.softmax(products(image.placed, query, key), axis=-1).astype(query.dtype)
+        # Of these three, the two with the fewest operations are multiplied first; their order here decides only about transpositions.
+        gathered = product("cx,hnx,chd->hnd", image.tokens, weights, by_head(value["kernel"], len(query)))
+        return gathered + value["bias"].reshape(len(query), 1, -1)
+
+    def update(
+        self,
+        block: int,
+        params: Params,
+        image: Written,
+        key: Float[Array, "heads n d"],
+        value: Float[Array, "heads n d"],
+        token_mask: Bool[Array, " n"],
+    ) -> Written:
+        """Return the image tokens after attention and norm; see `ImageForm`."""
+        attention, norm = params["image_to_token"], params["norm_image_to_token"]
+        query, out = attention["query"], attention["out"]
+        bias = product("hnd,hd->hn", key, query["bias"].reshape(len(key), -1))
+        weights = token_weights(products(image.placed, key, query["kernel"]) + bias[..., None], token_mask)
+        kernel = out["kernel"].reshape(*value.shape[::2], -1)
+        gathered = product("hdc,hnx,hnd->cx", kernel, weights.astype(value.dtype), value)
+        x = unfused(image.tokens + gathered + out["bias"][:, None])
+        x = x - x.mean(0)
+        x = x * lax.rsqrt(jnp.square(x).mean(0) + self.epsilon)
+        return self.written((x * norm["scale"][:, None] + norm["bias"][:, None]).astype(value.dtype))
+
+    def features(self, image: Written, kernel: Float[Array, "o c"], bias: Float[Array, " o"]) -> Features:
+        """Return the convolution: its factors are the channels; see `ImageForm`."""
+        return Features(kernel, image.tokens, bias[:, None])
+
+    def written(self, tokens: Float[Array, "c hw"]) -> Written:
+        """Return image tokens with what the blocks read of them."""
+        return Written(tokens, tokens + self.position)
+
+
+def products(
+    tokens: Float[Array, "c hw"], vectors: Float[Array, "heads n d"], kernel: Float[Array, "c inner"]
+) -> Float[Array, "heads n hw"]:
+    """Return the products of vectors with the tokens' projection by `kernel`: attention logits."""
+    return unfused(product("hnd,cx,chd->hnx", vectors, tokens, by_head(kernel, len(vectors))))
+
+
+def by_head(kernel: Float[Array, "c inner"], heads: int) -> Float[Array, "c heads d"]:
+    """Return a projection's kernel split by head."""
+    return kernel.reshape(len(kernel), heads, -1)
+
+
+def decode_absorbed(model: Sam, variables: Any, embedding: Float[Array, "h w c"], prompts: Prompts) -> MaskPrediction:
+    """Return the masks of prompt sets on one image, with or without mask prompts: those of `Sam`, to rounding.
+
+    Args:
+      model: the decoder.
+      variables: its variables.
+      embedding: the image encoder's output, channels last.
+      prompts: prompts with axis [prompt set], decoded all at once.
+    """
+    config, grid_size = model.config, embedding.shape[:2]
+    encoder = model.bind(variables).prompt_encoder
+
+    def image(prompt_set: Prompts) -> Written:
+        dense = encoder.dense(grid_size, prompt_set.masks, prompt_set.has_mask)
+        return form.written(channels_first(embedding.astype(config.dtype) + dense))
+
+    form = WrittenForm(channels_first(encoder.positions(grid_size)), config.block_norm_eps)
+    return decode(model, variables, form, jax.vmap(image)(prompts), grid_size, prompts)

@@ -1,0 +1,63 @@
+"""Pictures of masks and prompts, for people to look at."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image, ImageDraw
+
+from sam_jax.prompts import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND
+
+COLOURS = ((30, 136, 229), (216, 27, 96), (255, 193, 7), (0, 150, 110), (142, 68, 173), (230, 110, 20))
+CLICK_COLOURS = {FOREGROUND: (40, 200, 80), BACKGROUND: (230, 40, 40)}
+
+
+def overlay(
+    image: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"], colour: tuple[int, int, int]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the image with a mask laid over it: half transparent, its contour in the full colour.
+
+    Args:
+      image: RGB, 0 to 255.
+      mask: True in the object.
+      colour: RGB of the mask.
+    """
+    result = image.copy()
+    result[mask] = (0.5 * image[mask] + 0.5 * np.array(colour)).astype(np.uint8)
+    padded = np.pad(mask, 1)
+    inner = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+    result[mask & ~inner] = colour
+    return result
+
+
+def draw_tokens(
+    picture: Image.Image, coordinates: Float[np.ndarray, "n 2"], labels: Int[np.ndarray, " n"], radius: int = 6
+) -> None:
+    """Draw clicks (green foreground, red background) and boxes onto a picture.
+
+    Args:
+      picture: what to draw on.
+      coordinates: (x, y) of each token in the picture's pixels.
+      labels: what each token is, as in `sam_jax.Prompts`.
+      radius: of a click, in pixels.
+    """
+    pen = ImageDraw.Draw(picture)
+    for (x, y), label in zip(coordinates.tolist(), labels.tolist(), strict=True):
+        if label in CLICK_COLOURS:
+            box = (x - radius, y - radius, x + radius, y + radius)
+            pen.ellipse(box, fill=CLICK_COLOURS[label], outline="white", width=2)
+    starts, ends = coordinates[labels == BOX_TOP_LEFT].tolist(), coordinates[labels == BOX_BOTTOM_RIGHT].tolist()
+    for start, end in zip(starts, ends, strict=True):
+        pen.rectangle((*start, *end), outline="white", width=3)
+
+
+def side_by_side(panels: Sequence[tuple[str, Image.Image]], gap: int = 8) -> Image.Image:
+    """Return pictures of one size in a row, each with its title above."""
+    width, height = panels[0][1].size
+    bar = 22
+    sheet = Image.new("RGB", ((width + gap) * len(panels) - gap, height + bar), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (title, picture) in enumerate(panels):
+        pen.text(((width + gap) * i + 4, 5), title, fill="black")
+        sheet.paste(picture, ((width + gap) * i, bar))
+    return sheet

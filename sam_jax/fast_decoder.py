@@ -1,0 +1,243 @@
+"""The decoder in fewer operations: the plain modules' sums, in an order that depends on how the image tokens are held.
+
+The plain form projects all `hw` image tokens ten times per prompt set, to compare them with only a few tokens. Here the image tokens
+are behind `ImageForm`, whose two implementations never project them: `sam_jax.absorbed` writes them out, for any prompt;
+`sam_jax.low_rank` never forms them, where prompt sets share an image. `decode` is everything else, the same for both.
+
+The tokens' side is batched over prompt sets, so that weights are read once; the pixel side is written for one prompt set. There,
+pixels are the last axis: softmaxes over tokens, norms and GELUs run along contiguous memory, and the operands of every product are
+stored in the order in which it reads them.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from sam_jax.layers import CONV_NORM_EPS, gelu, layer_norm
+from sam_jax.model import MaskPrediction, Sam
+from sam_jax.prompts import Prompts
+from sam_jax.two_way import TwoWayBlock
+
+Params = Any
+"""The parameters of a module: nested dicts."""
+
+
+class Features(NamedTuple):
+    """A linear map of one prompt set's image tokens, not yet formed: `rows factors + rest`.
+
+    Attributes:
+      rows: what each output channel takes of each factor.
+      factors: the maps that are mixed.
+      rest: what each output channel adds.
+    """
+
+    rows: Float[Array, "o r"]
+    factors: Float[Array, "r hw"]
+    rest: Float[Array, "o #hw"]
+
+
+class ImageForm(Protocol):
+    """How image tokens are held and multiplied. `image` is the form's own type: the image tokens of one prompt set."""
+
+    def gather(self, block: int, params: Params, image: Any, query: Float[Array, "heads n d"]) -> Float[Array, "heads n d"]:
+        """Return the values that scaled queries gather in token-to-image attention; `block` counts, the final attention last."""
+        ...
+
+    def update(
+        self,
+        block: int,
+        params: Params,
+        image: Any,
+        key: Float[Array, "heads n d"],
+        value: Float[Array, "heads n d"],
+        token_mask: Bool[Array, " n"],
+    ) -> Any:
+        """Return the image tokens after a block's image-to-token attention, whose keys are scaled, and the norm after it."""
+        ...
+
+    def features(self, image: Any, kernel: Float[Array, "o c"], bias: Float[Array, " o"]) -> Features:
+        """Return the first transposed convolution of the image tokens, its kernel and bias as `centred_kernel` gives them."""
+        ...
+
+
+def in_turn(function: Callable[..., Any], *inputs: Any) -> Any:
+    """Map over the leading axis: one entry after the other on a CPU, so that its arrays stay in the caches; elsewhere at once."""
+    if jax.default_backend() == "cpu":
+        return lax.map(lambda entry: function(*entry), inputs)
+    return jax.vmap(function)(*inputs)
+
+
+def product(subscripts: str, *operands: Array) -> Array:
+    """Return an einsum, in float32 at least. Of several operands, the cheapest pair is multiplied first."""
+    dtype = jnp.promote_types(jnp.result_type(*operands), jnp.float32)
+    return jnp.einsum(subscripts, *operands, preferred_element_type=dtype)
+
+
+def unfused(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return `x` as it is, computed on its own.
+
+    XLA's CPU backend fuses a product with what is before and after it, and a chain of products, or of a product and a reduction, then
+    takes up to twice as long. It cannot see that this rounding to the type's own precision does nothing.
+    """
+    info = jnp.finfo(x.dtype)
+    return lax.reduce_precision(x, info.nexp, info.nmant)
+
+
+def channels_first(x: Float[Array, "h w c"]) -> Float[Array, "c hw"]:
+    """Return a map with its pixels as the last axis.
+
+    Row by row, for XLA would fuse a transposition of the whole into every reader, which would read with large strides.
+    """
+    rows = in_turn(jnp.transpose, x)
+    return jnp.swapaxes(rows, 0, 1).reshape(x.shape[-1], -1)
+
+
+def decoder_params(dtype: str, variables: Any) -> Params:
+    """Return the mask decoder's parameters in the compute dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype), variables["params"]["mask_decoder"])
+
+
+def linear(params: Params, x: Float[Array, "*n channels"]) -> Float[Array, "*n out"]:
+    """Return what `nn.Dense` of these parameters makes of the last axis."""
+    return x.astype(params["kernel"].dtype) @ params["kernel"] + params["bias"]
+
+
+def heads_of(x: Float[Array, "*batch n channels"], heads: int) -> Float[Array, "*batch heads n d"]:
+    """Return the channels split by head."""
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], heads, -1), -2, -3)
+
+
+def joined(x: Float[Array, "*batch heads n d"]) -> Float[Array, "*batch n channels"]:
+    """Return the channels of all heads: the inverse of `heads_of`."""
+    x = jnp.moveaxis(x, -3, -2)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def scaled(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """Return vectors for which the products with others are attention logits."""
+    return x * x.shape[-1] ** -0.5
+
+
+def token_weights(
+    logits: Float[Array, "heads n hw"], token_mask: Bool[Array, " n"]
+) -> Float[Array, "heads n hw"]:
+    """Return the softmax over tokens: what each pixel takes of each token's value."""
+    logits = jnp.where(token_mask[:, None], logits, jnp.finfo(logits.dtype).min)
+    return jax.nn.softmax(logits, axis=1)
+
+
+def decode(
+    model: Sam, variables: Any, form: ImageForm, image: Any, grid_size: tuple[int, int], prompts: Prompts
+) -> MaskPrediction:
+    """Return the masks of prompt sets on one image: what `Sam` computes, with the image tokens in another form.
+
+    Args:
+      model: the decoder.
+      variables: its variables.
+      form: how the image tokens are held.
+      image: the image tokens before the first block, with a leading axis [prompt set].
+      grid_size: height and width of the image embedding.
+      prompts: prompts with axis [prompt set]; mask prompts are in `image` already.
+    """
+    config = model.config
+    sam = model.bind(variables)
+    decoder = sam.mask_decoder
+    params = decoder_params(config.dtype, variables)
+    outputs = jnp.concatenate([decoder.iou_token[None], decoder.mask_tokens]).astype(config.dtype)
+    sets = len(prompts.valid)
+    sparse = jax.vmap(sam.prompt_encoder.sparse)(prompts.coordinates, prompts.labels)
+    tokens = jnp.concatenate([jnp.broadcast_to(outputs, (sets, *outputs.shape)), sparse], axis=1)
+    token_mask = jnp.concatenate([jnp.ones((sets, len(outputs)), bool), prompts.token_mask], axis=1)
+
+    tokens, image = two_way(model, params["two_way"], form, tokens, image, token_mask, len(outputs))
+    weights = jax.vmap(decoder.hypernetworks)(tokens[:, 1:])
+    logits = in_turn(lambda image, weights: masks(params["upscaling"], form, image, weights), image, weights)
+    logits = in_order(logits, grid_size)
+    iou = decoder.iou_head(tokens[:, 0]).astype(logits.dtype)
+    return MaskPrediction(logits, jnp.where(prompts.valid[:, None], iou, -jnp.inf), prompts.valid)
+
+
+def two_way(
+    model: Sam,
+    params: Params,
+    form: ImageForm,
+    tokens: Float[Array, "p n c"],
+    image: Any,
+    token_mask: Bool[Array, "p n"],
+    outputs: int,
+) -> tuple[Float[Array, "p {outputs} c"], Any]:
+    """Return output tokens and image tokens after all blocks and the final attention (`TwoWayTransformer`).
+
+    The arguments are as there. Only the `outputs` tokens in front take part in the final attention: nothing reads the others.
+    """
+    config = model.config
+    position = tokens
+
+    def gather(block: int, attention: Params, tokens: Array) -> Array:
+        query = scaled(heads_of(linear(attention["query"], tokens), config.heads))
+        gathered = in_turn(lambda image, query: form.gather(block, attention, image, query), image, query)
+        return linear(attention["out"], joined(gathered))
+
+    for i in range(config.depth):
+        weights = params[f"block_{i}"]
+        block = TwoWayBlock(config, first=i == 0).bind({"params": weights})
+        self_attention = jax.vmap(block.self_attention)
+        if block.first:
+            tokens = self_attention(tokens, tokens, tokens, token_mask)
+        else:
+            tokens = tokens + self_attention(tokens + position, tokens + position, tokens, token_mask)
+        tokens = block.norm_self_attention(tokens)
+        tokens = block.norm_token_to_image(tokens + gather(i, weights["token_to_image"], tokens + position))
+        tokens = block.norm_mlp(tokens + block.mlp(tokens))
+
+        attention = weights["image_to_token"]
+        key = scaled(heads_of(linear(attention["key"], tokens + position), config.heads))
+        value = heads_of(linear(attention["value"], tokens), config.heads)
+        update = functools.partial(form.update, i, weights)
+        image = in_turn(update, image, key, value, token_mask)
+    tokens, position = tokens[:, :outputs], position[:, :outputs]
+    tokens = tokens + gather(config.depth, params["final_token_to_image"], tokens + position)
+    norm = layer_norm(config.final_norm_eps, jnp.dtype(config.dtype))
+    return norm.apply({"params": params["final_norm"]}, tokens), image
+
+
+def masks(params: Params, form: ImageForm, image: Any, weights: Float[Array, "m d"]) -> Float[Array, "16 m hw"]:
+    """Return the logits of one prompt set, sub-pixel by sub-pixel (`Upscaling`, then the product with the hypernetworks' weights).
+
+    A transposed convolution with kernel 2 and stride 2 is a matrix product with one row per sub-pixel and channel. Sub-pixels stay
+    apart up to the masks, which are few. The kernel is centred, so the norm has no mean to subtract, only a variance to divide by.
+    """
+    kernel, bias = centred_kernel(params["conv_0"])
+    norm, second = params["norm"], params["conv_1"]
+    features = form.features(image, kernel, bias)
+    x = unfused(product("or,rx->ox", unfused(features.rows), features.factors) + features.rest)
+    x = x.reshape(4, len(norm["scale"]), -1)
+    x = x * lax.rsqrt(jnp.square(x).mean(1, keepdims=True) + CONV_NORM_EPS)
+    x = gelu(x * norm["scale"][:, None] + norm["bias"][:, None]).astype(kernel.dtype)
+    rows = second["kernel"].reshape(-1, x.shape[1])
+    # One product per sub-pixel: XLA would join sub-pixels and pixels into one axis, and transpose operand and result for it.
+    rows = lax.optimization_barrier(jnp.broadcast_to(rows, (4, *rows.shape)))
+    x = jnp.einsum("kor,krx->kox", rows, x).reshape(16, len(second["bias"]), -1)
+    x = gelu(x + second["bias"][:, None])
+    return product("kmd,kdx->kmx", jnp.broadcast_to(weights, (16, *weights.shape)), x)
+
+
+def in_order(logits: Float[Array, "p 16 m hw"], grid_size: tuple[int, int]) -> Float[Array, "p m 4*h 4*w"]:
+    """Return maps from their sub-pixels: axes (row, column) of the first convolution, of the second, mask, pixel."""
+    sets, _, number, _ = logits.shape
+    h, w = grid_size
+    logits = logits.reshape(sets, 2, 2, 2, 2, number, h, w).transpose(0, 5, 6, 1, 3, 7, 2, 4)
+    return logits.reshape(sets, number, 4 * h, 4 * w)
+
+
+def centred_kernel(params: Params) -> tuple[Float[Array, "o c"], Float[Array, " o"]]:
+    """Return a transposed convolution's kernel and bias, one row per sub-pixel and channel, each sub-pixel with mean zero."""
+    kernel = params["kernel"]
+    kernel = kernel - kernel.mean(2, keepdims=True)
+    bias = params["bias"] - params["bias"].mean()
+    return kernel.reshape(-1, kernel.shape[-1]), jnp.tile(bias, 4)
