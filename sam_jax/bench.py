@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from sam_jax.low_rank import prepare_image
 from sam_jax.model import Sam, Variables
-from sam_jax.predict import Path, predict_masks
+from sam_jax.predict import Path, decode, default_chunk, predict_masks
 from sam_jax.prompts import Prompts
 
 
@@ -62,9 +63,7 @@ def interleaved(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
 
 def first_call(model: Sam, variables: Variables, prompts: Prompts, path: Path = "auto") -> dict[str, float]:
     """Return the seconds that a first call spends on tracing and on compiling."""
-    from sam_jax.predict import decode, default_chunk
-
-    decode.clear_cache()
+    jax.clear_caches()
     start = time.perf_counter()
     lowered = decode.lower(model, variables, random_embedding(model), prompts, default_chunk(), path)
     traced = time.perf_counter()
@@ -81,8 +80,6 @@ def run(model: Sam, variables: Variables, prompt_sets: Sequence[int], repeats: i
       prompt_sets: numbers of prompt sets on one image.
       repeats: of each measurement; medians are reported.
     """
-    from sam_jax.low_rank import prepare_image
-
     embedding = jax.device_put(random_embedding(model))
     state = jax.jit(prepare_image, static_argnums=0)(model, variables, embedding)
     one = random_prompts(model, 1)

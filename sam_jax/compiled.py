@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from sam_jax.errors import describe
 from sam_jax.model import MaskPrediction, Sam, Variables
-from sam_jax.predict import Sizes, check_inputs, decode, default_chunk, pad_inputs
+from sam_jax.predict import Images, Sizes, check_inputs, decode, default_chunk, pad_inputs
 from sam_jax.prompts import Prompts
 
 Key = tuple[tuple[int, ...], bool]
@@ -31,9 +30,7 @@ class CompiledDecoder:
     sizes: Sizes
     programs: Mapping[Key, jax.stages.Compiled]
 
-    def __call__(
-        self, variables: Variables, embeddings: Float[Array, "*image h w c"], prompts: Prompts
-    ) -> MaskPrediction:
+    def __call__(self, variables: Variables, embeddings: Images, prompts: Prompts) -> MaskPrediction:
         """Return all masks and scores as `predict_masks` does, but with the padding left on.
 
         Cutting it off would compile. The first entries are those of `prompts`; `valid` is False, and `iou` minus
@@ -94,11 +91,12 @@ def compile(
 
 def prompt_shapes(batch: tuple[int, ...], tokens: int, mask_size: tuple[int, int] | None) -> Prompts:
     """Return prompts of shapes instead of arrays, for tracing ahead of time."""
-    shape = jax.ShapeDtypeStruct
-    return Prompts(
-        coordinates=shape((*batch, tokens, 2), jnp.float32),
-        labels=shape((*batch, tokens), jnp.int32),
-        masks=None if mask_size is None else shape((*batch, *mask_size), jnp.float32),
-        has_mask=None if mask_size is None else shape(batch, bool),
-        valid=shape(batch, bool),
+    return jax.eval_shape(
+        lambda: Prompts(
+            coordinates=jnp.zeros((*batch, tokens, 2)),
+            labels=jnp.zeros((*batch, tokens), jnp.int32),
+            masks=None if mask_size is None else jnp.zeros((*batch, *mask_size)),
+            has_mask=None if mask_size is None else jnp.zeros(batch, bool),
+            valid=jnp.zeros(batch, bool),
+        )
     )

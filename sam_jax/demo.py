@@ -56,7 +56,7 @@ def run(folder: Path, console: Console) -> Path:
         table.add_row(name, "  ".join(f"{x:+.3f}" for x in out.iou[i]), f"{scores[i]:+.3f}", f"{masks[i].sum():,}")
         picture = Image.fromarray(overlay(demo_picture(), masks[i], COLOURS[i]))
         scale = SIZE[0] / sizes["input_size"][0]
-        draw_tokens(picture, prompts.coordinates[i] * scale, prompts.labels[i])
+        draw_tokens(picture, np.asarray(prompts.coordinates[i]) * scale, np.asarray(prompts.labels[i]))
         panels.append((f"{name}: predicted IoU {scores[i]:+.3f} (random weights)", picture))
     console.print(table)
     side_by_side(panels).save(folder / "demo.png")

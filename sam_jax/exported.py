@@ -1,15 +1,18 @@
 """The decoder as a StableHLO artefact that needs only jax to run, on CPU, GPU and TPU, for any number of prompts."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import export
+from jax.core import ShapedArray
 from jaxtyping import Array, Float, Int
 
 from sam_jax.atomic import written_whole
@@ -84,7 +87,7 @@ def trace(model: Sam, variables: Variables, platforms: Sequence[str], masks: boo
     ) -> tuple[Float[Array, "image p m my mx"], Float[Array, "image p m"]]:
         valid = jnp.ones(labels.shape[:2], bool)
         prompts = Prompts(coordinates, labels, mask_prompts, has_mask, valid)
-        per_set = jax.vmap(lambda embedding, one: model.apply(variables, embedding, one), (None, 0))
+        per_set: Any = jax.vmap(functools.partial(model.apply, variables), (None, 0))
         out = jax.vmap(per_set)(embeddings, prompts)
         return out.logits, out.iou
 
@@ -97,5 +100,5 @@ def trace(model: Sam, variables: Variables, platforms: Sequence[str], masks: boo
     return export.export(jax.jit(decode), platforms=tuple(platforms))(*arguments)
 
 
-def _spec(array: jax.core.ShapedArray) -> dict[str, object]:
+def _spec(array: ShapedArray) -> dict[str, object]:
     return {"shape": [n if isinstance(n, int) else str(n) for n in array.shape], "dtype": array.dtype.name}

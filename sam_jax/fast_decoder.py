@@ -44,7 +44,9 @@ class Features(NamedTuple):
 class ImageForm(Protocol):
     """How image tokens are held and multiplied. `image` is the form's own type: the image tokens of one prompt set."""
 
-    def gather(self, block: int, params: Params, image: Any, query: Float[Array, "heads n d"]) -> Float[Array, "heads n d"]:
+    def gather(
+        self, block: int, params: Params, image: Any, query: Float[Array, "heads n d"]
+    ) -> Float[Array, "heads n d"]:
         """Return the values that scaled queries gather in token-to-image attention; `block` counts, the final attention last."""
         ...
 
@@ -123,9 +125,7 @@ def scaled(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     return x * x.shape[-1] ** -0.5
 
 
-def token_weights(
-    logits: Float[Array, "heads n hw"], token_mask: Bool[Array, " n"]
-) -> Float[Array, "heads n hw"]:
+def token_weights(logits: Float[Array, "heads n hw"], token_mask: Bool[Array, " n"]) -> Float[Array, "heads n hw"]:
     """Return the softmax over tokens: what each pixel takes of each token's value."""
     logits = jnp.where(token_mask[:, None], logits, jnp.finfo(logits.dtype).min)
     return jax.nn.softmax(logits, axis=1)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
+from sam_jax.prompts import AnyArray
 from sam_jax.resize import Size, resize_masks
 
 
@@ -16,7 +17,7 @@ from sam_jax.resize import Size, resize_masks
     jax.jit, static_argnames=("input_size", "original_size", "image_size", "threshold", "packed", "chunk")
 )
 def binary_masks(
-    logits: Float[Array, "*batch my mx"],
+    logits: Float[AnyArray, "*batch my mx"],
     *,
     input_size: Size,
     original_size: Size,
@@ -38,7 +39,7 @@ def binary_masks(
       chunk: masks that exist as floats at once.
     """
 
-    def full_size(part: Float[Array, "k my mx"]) -> Array:
+    def full_size(part: Float[AnyArray, "k my mx"]) -> Array:
         resized = resize_masks(part, input_size=input_size, original_size=original_size, image_size=image_size)
         masks = resized > threshold
         return jnp.packbits(masks, axis=-1) if packed else masks
@@ -61,7 +62,7 @@ def binary_masks(
 
 
 def rle_masks(
-    logits: Float[Array, "k my mx"],
+    logits: Float[AnyArray, "k my mx"],
     *,
     input_size: Size,
     original_size: Size,
@@ -86,5 +87,5 @@ def rle_masks(
             chunk=chunk,
         )
         for mask in np.asarray(masks):
-            encoded = coco.encode(np.asfortranarray(mask, np.uint8))
+            encoded: dict[str, Any] = coco.encode(np.asfortranarray(mask, np.uint8))
             yield {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}

@@ -5,14 +5,16 @@ whole session
 is a `lax.scan`. It is the same for one object, for many, and for many images.
 """
 
-import jax
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.core import Tracer
+from jaxtyping import Float, Int
 
 from sam_jax.config import SamConfig
 from sam_jax.model import MaskPrediction, Sam, Variables
-from sam_jax.predict import predict_masks
+from sam_jax.predict import Images, predict_masks
 from sam_jax.prompts import EMPTY, NOT_A_POINT, AnyArray, Prompts
 from sam_jax.select import best_masks
 
@@ -46,7 +48,7 @@ def start_clicks(
 def click(
     model: Sam,
     variables: Variables,
-    embeddings: Float[Array, "*image h w c"],
+    embeddings: Images,
     state: Prompts,
     points: Float[AnyArray, "*batch 2"],
     labels: Int[AnyArray, "*batch"],
@@ -58,7 +60,7 @@ def click(
     Args:
       model: the decoder, static.
       variables: its variables.
-      embeddings: image embeddings, [h, w, c] or [image, h, w, c].
+      embeddings: image embeddings, [h, w, c] or [image, h, w, c], or what `prepare_image` made of them.
       state: what `start_clicks` or the last `click` returned.
       points: a click (x, y) for each object, in the input frame.
       labels: 1 foreground, 0 background, -2 for an object that gets no click this time.
@@ -68,14 +70,15 @@ def click(
     """
     points, labels = jnp.asarray(points, jnp.float32), jnp.asarray(labels)
     empty = state.labels == EMPTY
-    if not isinstance(empty, jax.core.Tracer) and not (np.asarray(empty).any(-1) | np.asarray(labels == EMPTY)).all():
+    if not isinstance(empty, Tracer) and not (np.asarray(empty).any(-1) | np.asarray(labels == EMPTY)).all():
         raise ValueError(f"No empty slot is left for another click; start_clicks made {state.labels.shape[-1]} slots.")
     slot = jnp.arange(empty.shape[-1]) == jnp.argmax(empty, -1)[..., None]
     slot = slot & (labels != EMPTY)[..., None]
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         coordinates=jnp.where(slot[..., None], points[..., None, :], state.coordinates),
         labels=jnp.where(slot, labels[..., None], state.labels),
     )
     prediction = predict_masks(model, variables, embeddings, state)
     logits, _ = best_masks(prediction, state)
-    return prediction, state.replace(masks=logits.astype(jnp.float32), has_mask=jnp.ones_like(state.valid))
+    return prediction, dataclasses.replace(state, masks=logits.astype(jnp.float32), has_mask=jnp.ones_like(state.valid))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 CONV_NORM_EPS = 1e-6
@@ -67,6 +68,6 @@ class ConvTranspose2x2(nn.Module):
         init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
         kernel = self.param("kernel", init, (2, 2, self.features, c))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         blocks = jnp.einsum("hwi,kloi->hkwlo", x, kernel)
         return blocks.reshape(2 * h, 2 * w, self.features) + bias

@@ -237,7 +237,9 @@ def normalised(image: LowRankTokens, tables: UpdateTables, norm: Params, epsilon
 def overlaps(image: LowRankTokens, tables: UpdateTables) -> Float[Array, "r hw"]:
     """Return 2/c of the products of the centred rows with Kc', from the values that the rows are made of."""
     parts = []
-    for contrasts, first, table, offset in zip(image.contrasts, image.firsts, tables.overlap, tables.offset, strict=True):
+    for contrasts, first, table, offset in zip(
+        image.contrasts, image.firsts, tables.overlap, tables.offset, strict=True
+    ):
         pixels = table.shape[-1]
         parts.append(product("hnd,hdx->hnx", contrasts, table).reshape(-1, pixels))
         parts.append(product("ui,ix->ux", first.reshape(1, -1), table.reshape(-1, pixels)) + offset)
@@ -279,7 +281,9 @@ def prepare_image(model: Sam, variables: Any, embedding: Float[Array, "h w c"]) 
         outputs.append((out["kernel"], out["bias"] + last_bias))
 
         image = image - image.mean(0)
-        outputs = [(kernel - kernel.mean(-1, keepdims=True), constant - constant.mean()) for kernel, constant in outputs]
+        outputs = [
+            (kernel - kernel.mean(-1, keepdims=True), constant - constant.mean()) for kernel, constant in outputs
+        ]
         overlap = tuple(table(kernel.T, image) * (2 / channels) for kernel, _ in outputs)
         offset = tuple(constant @ image * (2 / channels) for _, constant in outputs)
         updates.append(UpdateTables(query, overlap, offset, jnp.square(image).mean(0)))
@@ -308,7 +312,9 @@ def decode_low_rank(model: Sam, variables: Any, state: ImageState, prompts: Prom
       ValueError: for mask prompts, with which the image tokens are no longer the image's.
     """
     if prompts.masks is not None:
-        raise ValueError("decode_low_rank takes no mask prompts: with one, nothing is the image's alone. decode_absorbed takes them.")
+        raise ValueError(
+            "decode_low_rank takes no mask prompts: with one, nothing is the image's alone. decode_absorbed takes them."
+        )
     (h, w, channels), sets, dtype = state.embedding.shape, len(prompts.valid), model.config.dtype
     image = LowRankTokens(None, jnp.ones((sets, 1, h * w), dtype), jnp.zeros((sets, 1, channels), dtype), (), ())
     return decode(model, variables, state, image, (h, w), prompts)

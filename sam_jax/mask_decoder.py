@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from sam_jax.config import SamConfig
 from sam_jax.layers import CONV_NORM_EPS, ConvTranspose2x2, Mlp, gelu, layer_norm
+from sam_jax.prompts import AnyArray
 from sam_jax.two_way import TwoWayTransformer
 
 
@@ -55,7 +56,7 @@ class MaskDecoder(nn.Module):
         image: Float[Array, "h w c"],
         image_position: Float[Array, "h w c"],
         prompt_tokens: Float[Array, "n c"],
-        token_mask: Bool[Array, " n"],
+        token_mask: Bool[AnyArray, " n"],
     ) -> tuple[Float[Array, "m 4*h 4*w"], Float[Array, " m"]]:
         """Return low-res logits and predicted IoUs of all masks, mask 0 first.
 

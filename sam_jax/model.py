@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from sam_jax.config import SamConfig
 from sam_jax.mask_decoder import MaskDecoder
 from sam_jax.prompt_encoder import PromptEncoder
-from sam_jax.prompts import Prompts
+from sam_jax.prompts import AnyArray, Prompts
 
 Variables = dict[str, Any]
 """`{"params": trainable arrays, "constants": the Gaussian matrix}`: nested dicts of arrays."""
@@ -32,7 +32,7 @@ class MaskPrediction:
 
     logits: Float[Array, "*batch m 4*h 4*w"]
     iou: Float[Array, "*batch m"]
-    valid: Bool[Array, "*batch"]
+    valid: Bool[AnyArray, "*batch"]
 
 
 class Sam(nn.Module):
@@ -49,7 +49,7 @@ class Sam(nn.Module):
         self.prompt_encoder = PromptEncoder(self.config)
         self.mask_decoder = MaskDecoder(self.config)
 
-    def __call__(self, embedding: Float[Array, "h w c"], prompts: Prompts) -> MaskPrediction:
+    def __call__(self, embedding: Float[AnyArray, "h w c"], prompts: Prompts) -> MaskPrediction:
         """Return the masks of one prompt set on one image.
 
         Args:
@@ -57,10 +57,11 @@ class Sam(nn.Module):
           prompts: a single prompt set (no batch axes).
         """
         encoder = self.prompt_encoder
-        grid_size = embedding.shape[:2]
+        h, w, _ = embedding.shape
+        grid_size = h, w
         dense = encoder.dense(grid_size, prompts.masks, prompts.has_mask)
         logits, iou = self.mask_decoder(
-            embedding.astype(self.config.dtype) + dense,
+            jnp.asarray(embedding, self.config.dtype) + dense,
             encoder.positions(grid_size),
             encoder.sparse(prompts.coordinates, prompts.labels),
             prompts.token_mask,

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool, Float
 
 from sam_jax.absorbed import decode_absorbed
@@ -111,7 +112,7 @@ def predict_masks(
 
 def is_readable(x: Any) -> bool:
     """Return whether this process can see an array's values: neither traced nor spread over several processes."""
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         return False
     return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sam_jax.config import SamConfig
 from sam_jax.layers import CONV_NORM_EPS, gelu, layer_norm
 from sam_jax.positional import fourier_features, grid_features
-from sam_jax.prompts import NOT_A_POINT
+from sam_jax.prompts import NOT_A_POINT, AnyArray
 
 
 class MaskDownscaling(nn.Module):
@@ -21,7 +21,7 @@ class MaskDownscaling(nn.Module):
     config: SamConfig
 
     @nn.compact
-    def __call__(self, mask: Float[Array, "4*h 4*w"]) -> Float[Array, "h w c"]:
+    def __call__(self, mask: Float[AnyArray, "4*h 4*w"]) -> Float[Array, "h w c"]:
         """Return the dense embedding of a mask of logits."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
@@ -30,7 +30,7 @@ class MaskDownscaling(nn.Module):
             layer = nn.Conv(features, (size, size), strides=size, padding="VALID", dtype=dtype, name=name)
             return layer(x)
 
-        x = conv("conv_0", mask[..., None], config.mask_channels // 4, 2)
+        x = conv("conv_0", jnp.asarray(mask)[..., None], config.mask_channels // 4, 2)
         x = gelu(layer_norm(CONV_NORM_EPS, dtype, "norm_0")(x))
         x = conv("conv_1", x, config.mask_channels, 2)
         x = gelu(layer_norm(CONV_NORM_EPS, dtype, "norm_1")(x))
@@ -58,7 +58,7 @@ class PromptEncoder(nn.Module):
             "constants", "gaussian_matrix", lambda: normal(self.make_rng("params"), (2, width // 2))
         )
 
-    def sparse(self, coordinates: Float[Array, "n 2"], labels: Int[Array, " n"]) -> Float[Array, "n c"]:
+    def sparse(self, coordinates: Float[AnyArray, "n 2"], labels: Int[AnyArray, " n"]) -> Float[Array, "n c"]:
         """Return the embeddings of tokens.
 
         Args:
@@ -66,7 +66,7 @@ class PromptEncoder(nn.Module):
           labels: what each token is; see `sam_jax.prompts`. An empty slot gets values that nothing reads.
         """
         height, width = self.config.image_size
-        fractions = (coordinates.astype(jnp.float32) + 0.5) / np.array([width, height], np.float32)
+        fractions = (jnp.asarray(coordinates, jnp.float32) + 0.5) / np.array([width, height], np.float32)
         position = fourier_features(fractions, self.gaussian_matrix.value)
         table = jnp.concatenate([self.not_a_point_embedding[None], self.label_embedding])
         is_place = (labels > NOT_A_POINT)[:, None]
@@ -74,7 +74,7 @@ class PromptEncoder(nn.Module):
         return (jnp.where(is_place, position, 0) + embedding).astype(self.config.dtype)
 
     def dense(
-        self, grid_size: tuple[int, int], mask: Float[Array, "4*h 4*w"] | None, has_mask: Bool[Array, ""] | None
+        self, grid_size: tuple[int, int], mask: Float[AnyArray, "4*h 4*w"] | None, has_mask: Bool[AnyArray, ""] | None
     ) -> Float[Array, "h w c"]:
         """Return what is added to the image embedding: the mask's embedding, or that of having no mask.
 

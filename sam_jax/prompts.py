@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from sam_jax.errors import describe
@@ -163,7 +164,7 @@ def _from_arrays(given: dict[str, Any], images: bool) -> Prompts:
             f"got {describe(given['labels'])}."
         )
     for name, value in given.items():
-        if not isinstance(value, jax.core.Tracer):
+        if not isinstance(value, Tracer):
             _check_values(name, np.asarray(value), "")
     batch = next(iter(batches.values()))
     xp = jnp if any(isinstance(value, jax.Array) for value in given.values()) else np
@@ -256,7 +257,7 @@ def _prompt_sets(row: dict[str, Any], where: str) -> Iterator[_PromptSet]:
 
 def _entry(name: str, value: Any, place: str) -> np.ndarray:
     """What one prompt set has of one argument, as an array."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise ValueError(f"{name}{place} is traced: inside jit, give one array for all prompt sets, not a list.")
     wanted = {"points": (-1, 2), "labels": (-1,), "boxes": (-1, 4)}.get(name)
     try:

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
 
 from sam_jax.errors import describe
+from sam_jax.prompts import AnyArray, Ragged
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -30,22 +32,18 @@ def input_size_for(original_size: Size, image_size: Size = (1024, 1024)) -> Size
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def to_input_frame(
-    coordinates: Float[ArrayLike, "*n xy"], *, original_size: Size, input_size: Size
-) -> Float[Array, "*n xy"]:
+def to_input_frame(coordinates: Ragged, *, original_size: Size, input_size: Size) -> Float[Array, "*n xy"]:
     """Move (x, y) clicks or (x0, y0, x1, y1) boxes from the original image to the input frame.
 
     Args:
-      coordinates: the last axis is 2 (clicks) or 4 (boxes).
+      coordinates: [..., 2] clicks or [..., 4] boxes.
       original_size: height and width of the image.
       input_size: height and width of the resized image, before padding.
     """
     return _scale(coordinates, original_size, input_size)
 
 
-def to_original_image(
-    coordinates: Float[ArrayLike, "*n xy"], *, original_size: Size, input_size: Size
-) -> Float[Array, "*n xy"]:
+def to_original_image(coordinates: Ragged, *, original_size: Size, input_size: Size) -> Float[Array, "*n xy"]:
     """Move clicks or boxes from the input frame back to the original image; the inverse of `to_input_frame`."""
     return _scale(coordinates, input_size, original_size)
 
@@ -60,7 +58,7 @@ def _scale(coordinates: Any, source: Size, target: Size) -> Array:
 
 
 def mask_to_prompt(
-    mask: Bool[ArrayLike, "*batch height width"],
+    mask: Ragged,
     *,
     input_size: Size,
     mask_size: Size = (256, 256),
@@ -72,7 +70,7 @@ def mask_to_prompt(
     Each low-res pixel takes the mean of the mask over what it covers; the padding is outside.
 
     Args:
-      mask: True (or 1) in the object.
+      mask: True (or 1) in the object: [..., height, width].
       input_size: height and width of the resized image, before padding.
       mask_size: height and width of a mask prompt, `config.mask_size`.
       image_size: height and width of the padded input frame; 4 times `mask_size` if not given.
@@ -97,7 +95,7 @@ def _coverage(low: int, frame: int, size: int, original: int) -> Float[Array, "l
 
 
 def resize_masks(
-    logits: Float[Array, "*batch my mx"], *, input_size: Size, original_size: Size, image_size: Size | None = None
+    logits: Float[AnyArray, "*batch my mx"], *, input_size: Size, original_size: Size, image_size: Size | None = None
 ) -> Float[Array, "*batch height width"]:
     """Return logits at the original size: what bilinear to the frame, crop, bilinear to the original gives, in one
     step.
@@ -135,7 +133,7 @@ def _taps(
     """
     if low > frame:
         raise ValueError(f"The input frame must be at least as large as the logits, got {frame} for {low}.")
-    traced = isinstance(size, jax.core.Tracer)
+    traced = isinstance(size, Tracer)
     xp, dtype = (jnp, jnp.float32) if traced else (np, np.float64)
     near, far, share = _bilinear(xp, xp.arange(original, dtype=dtype), original, size)
     base, _, _ = _bilinear(xp, near, frame, low)
