@@ -21,11 +21,11 @@ import numpy as np
 import torch
 import tyro
 from flax import linen as nn
+from parity.encoders import official_vit, randomise, tiny_vit_variables, vit_variables
+from parity.torch_tiny_vit import TorchTinyViT
 
 from sam_jax.image_encoder import VIT_B, VIT_H, VIT_L, VIT_TINY, ImageEncoder, ViTConfig
 from sam_jax.tiny_vit import TINY_VIT, TinyViT
-from tests.parity.encoders import official_vit, randomise, tiny_vit_variables, vit_variables
-from tests.parity.torch_tiny_vit import TorchTinyViT
 
 Encode = Callable[[], np.ndarray]
 

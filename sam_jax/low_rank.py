@@ -45,6 +45,7 @@ from sam_jax.fast_decoder import (
     decode,
     decoder_params,
     heads_of,
+    linear,
     product,
     token_weights,
     unfused,
@@ -61,15 +62,15 @@ class LowRankTokens:
       gain: g; None before block 0, where it is one and U is zero.
       factors: F; the last is one everywhere.
       rows: U.
-      contrasts: of each block, the tokens' values less the first token's.
-      firsts: of each block, the first token's values.
+      contrasts: of each block, the tokens' values less the first token's; None where the factors are the gathered values.
+      firsts: of each block, the first token's values, all heads; None likewise.
     """
 
     gain: Float[Array, " hw"] | None
     factors: Float[Array, "r hw"]
     rows: Float[Array, "r c"]
-    contrasts: tuple[Float[Array, "heads n-1 d"], ...]
-    firsts: tuple[Float[Array, "heads d"], ...]
+    contrasts: tuple[Float[Array, "heads n-1 d"] | None, ...]
+    firsts: tuple[Float[Array, " inner"] | None, ...]
 
 
 @struct.dataclass
@@ -197,17 +198,20 @@ def with_factors(
       value: the tokens' values.
       out: the attention's output projection.
     """
-    channels = image.rows.shape[-1]
-    rows = product("hnd,hdc->hnc", value, out["kernel"].reshape(*value.shape[::2], channels))
-    contrasts = (rows[:, 1:] - rows[:, :1]).reshape(-1, channels)
-    constant = image.rows[-1:] + rows[:, 0].sum(0) + out["bias"]
-    maps = weights[:, 1:].reshape(-1, weights.shape[-1])
+    (heads, n, pixels), d, channels = weights.shape, value.shape[-1], image.rows.shape[-1]
+    if n - 1 > d:
+        maps = product("hnx,hnd->hdx", weights, value).astype(weights.dtype)
+        rows, constant, contrasts, first = out["kernel"], out["bias"], None, None
+    else:
+        maps, contrasts, first = weights[:, 1:], value[:, 1:] - value[:, :1], value[:, 0].reshape(-1)
+        rows = product("hnd,hdc->hnc", contrasts, out["kernel"].reshape(heads, d, channels)).reshape(-1, channels)
+        constant = linear(out, first)
     return LowRankTokens(
         gain=image.gain,
-        factors=jnp.concatenate([image.factors[:-1], maps, image.factors[-1:]]),
-        rows=jnp.concatenate([image.rows[:-1], contrasts, constant]),
-        contrasts=(*image.contrasts, value[:, 1:] - value[:, :1]),
-        firsts=(*image.firsts, value[:, 0]),
+        factors=jnp.concatenate([image.factors[:-1], maps.reshape(-1, pixels), image.factors[-1:]]),
+        rows=jnp.concatenate([image.rows[:-1], rows, image.rows[-1:] + constant]),
+        contrasts=(*image.contrasts, contrasts),
+        firsts=(*image.firsts, first),
     )
 
 
@@ -240,9 +244,11 @@ def overlaps(image: LowRankTokens, tables: UpdateTables) -> Float[Array, "r hw"]
     for contrasts, first, table, offset in zip(
         image.contrasts, image.firsts, tables.overlap, tables.offset, strict=True
     ):
-        pixels = table.shape[-1]
-        parts.append(product("hnd,hdx->hnx", contrasts, table).reshape(-1, pixels))
-        parts.append(product("ui,ix->ux", first.reshape(1, -1), table.reshape(-1, pixels)) + offset)
+        flat = table.reshape(-1, table.shape[-1])
+        if contrasts is None:
+            parts += [flat, offset[None]]
+        else:
+            parts += [product("hnd,hdx->hnx", contrasts, table).reshape(-1, flat.shape[-1]), first[None] @ flat + offset]
     return jnp.concatenate(parts)
 
 

@@ -261,5 +261,5 @@ def test_bad_inputs_are_named_before_any_compilation(embeddings: np.ndarray, pro
 def test_bad_chunk_and_sizes() -> None:
     with pytest.raises(ValueError, match="chunk must be a positive number of prompt sets, got 0"):
         predict_masks(MODEL, VARIABLES, EMBEDDING, CLICK, chunk=0)
-    with pytest.raises(ValueError, match="Sizes.tokens must be increasing positive integers"):
+    with pytest.raises(ValueError, match=r"Sizes\.tokens must be increasing positive integers"):
         Sizes(tokens=(4, 2))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from flax import traverse_util
+from parity.official import modeling
 
 from sam_jax.convert.encoder_rules import (
     TINY_VIT_INDICES,
@@ -21,7 +22,6 @@ from sam_jax.convert.encoder_rules import (
 from sam_jax.convert.rules import Naming, Row
 from sam_jax.image_encoder import ViTConfig
 from sam_jax.tiny_vit import TinyViTConfig
-from tests.parity.official import modeling
 
 Tensors = Mapping[str, Any]
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from parity.encoders import official_vit, randomise, vit_variables
 
 from sam_jax.image_encoder import VIT_B, VIT_H, VIT_L, VIT_TINY, Block, ImageEncoder, resize_positions
-from tests.parity.encoders import official_vit, randomise, vit_variables
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
 """In standard deviations of the official values."""

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 import torch
+from parity.encoders import randomise, tiny_vit_variables
+from parity.torch_tiny_vit import TorchTinyViT
 
 from sam_jax.tiny_vit import TINY_VIT, Stage, TinyViT, TinyViTConfig
-from tests.parity.encoders import randomise, tiny_vit_variables
-from tests.parity.torch_tiny_vit import TorchTinyViT
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
 """In standard deviations of PyTorch's values."""

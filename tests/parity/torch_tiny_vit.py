@@ -3,11 +3,11 @@
 from collections import OrderedDict
 
 import torch
+from parity.official import modeling
 from torch import nn
 from torch.nn import functional
 
 from sam_jax.tiny_vit import TinyViTConfig
-from tests.parity.official import modeling
 
 
 def conv_norm(inputs: int, outputs: int, side: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -1,0 +1,66 @@
+"""What all tests share. Shape and type annotations are checked while they run."""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import beartype
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+
+MISSING = [name for name in ("torch", "segment_anything", "transformers") if importlib.util.find_spec(name) is None]
+collect_ignore = ["parity"] if MISSING else []
+
+
+def pytest_report_header() -> str:
+    """Say why the comparison with PyTorch is left out, where it is."""
+    return f"parity: not collected, for want of {', '.join(MISSING)}" if MISSING else "parity: collected"
+
+
+def typecheck(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check the types of a function's arguments and result; an int is a float too.
+
+    A dataclass is checked only if it is made of arrays: JAX also makes pytrees of placeholders, and classes of settings
+    have errors of their own. The converter has no shapes, and checks what it reads itself.
+    """
+    if function.__module__.startswith("sam_jax.convert"):
+        return function
+    checked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))(function)
+    if function.__name__ != "__init__":
+        return checked
+
+    @functools.wraps(function)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        fields = [field for field in (*args, *kwargs.values()) if field is not None]
+        of_arrays = bool(fields) and all(isinstance(field, (jax.Array, np.ndarray)) for field in fields)
+        return (checked if of_arrays else function)(self, *args, **kwargs)
+
+    return init
+
+
+CHECKED = ("attention", "layers", "mask_decoder", "positional", "two_way")
+jaxtyping.install_import_hook([f"sam_jax.{name}" for name in CHECKED], f"{__name__}.typecheck")
+
+
+@pytest.fixture(scope="session")
+def variables() -> dict[str, Any]:
+    """Random variables of the tiny decoder of `random_model`."""
+    from random_model import random_variables  # the hook comes first
+
+    return random_variables()
+
+
+@pytest.fixture
+def untyped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test pass what the annotations forbid, to see the error that users get."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
+def rng() -> Callable[..., np.ndarray]:
+    """Standard normal float32 arrays of a given shape, the same in every run."""
+    generator = np.random.default_rng(0)
+    return lambda *shape: generator.standard_normal(shape, np.float32)

@@ -1,0 +1,338 @@
+"""Both forms of the image tokens against the plain modules: step by step, and as a whole."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_model import random_embedding, random_variables
+
+from sam_jax import MaskPrediction, Prompts, Sam
+from sam_jax.absorbed import WrittenForm, decode_absorbed
+from sam_jax.attention import Attention
+from sam_jax.config import TINY, SamConfig
+from sam_jax.fast_decoder import (
+    centred_kernel,
+    channels_first,
+    heads_of,
+    in_order,
+    joined,
+    linear,
+    masks,
+    scaled,
+    unfused,
+)
+from sam_jax.layers import ConvTranspose2x2, layer_norm
+from sam_jax.low_rank import LowRankTokens, decode_low_rank, prepare_image
+from sam_jax.mask_decoder import Upscaling
+
+GRID, HW = (3, 5), 15
+WIDE = dataclasses.replace(TINY, image_size=(96, 160), grid_size=GRID)
+CONFIGS = {
+    "two blocks": WIDE,
+    "one block": dataclasses.replace(WIDE, depth=1, attention_downsample=1, block_norm_eps=1e-3),
+    "three blocks": dataclasses.replace(WIDE, depth=3, heads=4, multimask_outputs=1, final_norm_eps=1e-3),
+}
+FORMS = ("low_rank", "absorbed")
+
+
+def decode_in(form: str, model: Sam, variables: Any, embedding: jax.Array, prompts: Prompts) -> MaskPrediction:
+    """Decode prompt sets on one image in a form."""
+    if form == "low_rank":
+        return decode_low_rank(model, variables, prepare_image(model, variables, embedding), prompts)
+    if form == "absorbed":
+        return decode_absorbed(model, variables, embedding, prompts)
+    return jax.vmap(functools.partial(model.apply, variables, embedding))(prompts)
+
+
+jitted = jax.jit(decode_in, static_argnums=(0, 1))
+# Half the time to compile, for tests that are about the sum and not about the compiler.
+quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+summed = quickly(decode_in, static_argnums=(0, 1))
+
+
+def model_of(name: str, dtype: str = "float64") -> Sam:
+    return Sam(dataclasses.replace(CONFIGS[name], dtype=dtype))
+
+
+def share(difference: jax.Array, of: jax.Array) -> float:
+    return float(jnp.abs(difference).max() / jnp.abs(of).max())
+
+
+def assert_same(ours: MaskPrediction, plain: MaskPrediction, tolerance: float) -> None:
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, plain)
+    assert ours.logits.dtype == plain.logits.dtype
+    assert share(ours.logits - plain.logits, plain.logits) < tolerance
+    assert share(ours.iou - plain.iou, plain.iou) < tolerance
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+# Steps: an image token attends, is attended to, is normalised and upscaled as in the plain modules.
+
+
+@dataclasses.dataclass
+class Case:
+    """A model, tokens that take part in attention, and the image tokens before block 0, plain and in a form."""
+
+    config: SamConfig
+    params: Any
+    form: Any
+    image: Any
+    table: jax.Array
+    plain: jax.Array
+    position: jax.Array
+    tokens: jax.Array
+    mask: jax.Array
+
+    def block(self, i: int) -> Any:
+        return self.params["two_way"][f"block_{i}"]
+
+    def written(self) -> jax.Array:
+        """The form's image tokens, [hw, c]."""
+        if isinstance(self.image, LowRankTokens):
+            gain = 1 if self.image.gain is None else self.image.gain[:, None]
+            return gain * self.table + self.image.factors.T @ self.image.rows
+        return self.image.tokens.T
+
+    def heads(self, attention: Any, name: str) -> jax.Array:
+        return heads_of(linear(attention[name], self.tokens), self.config.heads)
+
+    def update(self, i: int) -> None:
+        """Go through block i's image-to-token attention and norm on both sides."""
+        block, config = self.block(i), self.config
+        attention, norm = block["image_to_token"], block["norm_image_to_token"]
+        key, value = scaled(self.heads(attention, "key")), self.heads(attention, "value")
+        self.image = self.form.update(i, block, self.image, key, value, self.mask)
+        self.table = (self.table - self.table.mean(-1, keepdims=True)) * norm["scale"]
+        gathered = plain_attention(config, attention, self.plain + self.position, self.tokens, self.tokens, self.mask)
+        norm_module = layer_norm(config.block_norm_eps, jnp.dtype(config.dtype))
+        self.plain = norm_module.apply({"params": norm}, self.plain + gathered)
+
+
+def plain_attention(config: SamConfig, params: Any, *inputs: jax.Array) -> jax.Array:
+    attention = Attention(config.width, config.heads, config.attention_downsample, jnp.dtype(config.dtype))
+    return attention.apply({"params": params}, *inputs)
+
+
+@pytest.fixture(params=FORMS)
+def case(request: pytest.FixtureRequest, x64: None) -> Case:
+    model = model_of("three blocks")
+    config, variables = model.config, random_variables(model, dtype=np.float64)
+    embedding = random_embedding(model=model).astype(float)
+    encoder = model.bind(variables).prompt_encoder
+    plain = (embedding + encoder.dense(GRID, None, None)).reshape(HW, -1)
+    position = encoder.positions(GRID).reshape(HW, -1)
+    if request.param == "low_rank":
+        form: Any = prepare_image(model, variables, embedding)
+        image: Any = LowRankTokens(None, jnp.ones((1, HW)), jnp.zeros((1, config.width)), (), ())
+    else:
+        form = WrittenForm(position.T, config.block_norm_eps)
+        image = form.written(plain.T)
+    tokens = jnp.asarray(np.random.default_rng(5).normal(size=(6, config.width)))
+    mask = jnp.array([True, True, False, True, False, True])
+    return Case(config, variables["params"]["mask_decoder"], form, image, plain, plain, position, tokens, mask)
+
+
+@pytest.mark.parametrize("block", [0, 1, 2, 3])
+def test_tokens_gather_what_attention_gathers(case: Case, block: int) -> None:
+    for i in range(block):
+        case.update(i)
+    params = case.block(block)["token_to_image"] if block < 3 else case.params["two_way"]["final_token_to_image"]
+    gathered = case.form.gather(block, params, case.image, scaled(case.heads(params, "query")))
+    ours = linear(params["out"], joined(gathered))
+    want = plain_attention(case.config, params, case.tokens, case.plain + case.position, case.plain)
+    np.testing.assert_allclose(ours, want, atol=1e-11)
+
+
+def test_image_tokens_are_those_of_attention_and_norm(case: Case) -> None:
+    for i in range(3):
+        case.update(i)
+        np.testing.assert_allclose(case.written(), case.plain, atol=1e-11)
+
+
+def test_masks_are_the_product_with_the_upscaled_image(case: Case) -> None:
+    case.update(0)
+    case.update(1)
+    case.update(2)
+    params = case.params["upscaling"]
+    weights = jnp.asarray(np.random.default_rng(6).normal(size=(3, case.config.width // 8)))
+    ours = in_order(masks(params, case.form, case.image, weights)[None], GRID)[0]
+    upscaled = Upscaling(case.config).apply({"params": params}, case.plain.reshape(*GRID, -1))
+    np.testing.assert_allclose(ours, jnp.einsum("md,hwd->mhw", weights, upscaled), atol=1e-11)
+
+
+def test_a_centred_kernel_takes_the_mean_of_each_sub_pixel_away(rng: Any) -> None:
+    params = {"kernel": jnp.asarray(rng(2, 2, 6, 8)), "bias": jnp.asarray(rng(6))}
+    kernel, bias = centred_kernel(params)
+    image = jnp.asarray(rng(3, 5, 8))
+    plain = ConvTranspose2x2(6, jnp.float32).apply({"params": params}, image)
+    sub_pixels = (jnp.einsum("oc,hwc->ohw", kernel, image) + bias[:, None, None]).reshape(2, 2, 6, 3, 5)
+    ours = sub_pixels.transpose(3, 0, 4, 1, 2).reshape(6, 10, 6)
+    np.testing.assert_allclose(ours, plain - plain.mean(-1, keepdims=True), atol=1e-5)
+
+
+def test_channels_first(rng: Any) -> None:
+    x = rng(3, 5, 4)
+    np.testing.assert_array_equal(channels_first(jnp.asarray(x)), x.reshape(15, 4).T)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_unfused_is_the_identity(dtype: str, rng: Any) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        x = jnp.asarray(rng(100) * np.logspace(-30, 30, 100), dtype)
+        value, gradient = jax.jvp(unfused, (x,), (x,))
+        assert value.dtype == x.dtype
+        assert (value == x).all()
+        assert (gradient == x).all()
+
+
+# The whole: the same logits and scores as the plain modules.
+
+
+def clicks() -> Prompts:
+    rng = np.random.default_rng(2)
+    return Prompts.build(points=rng.uniform(0, 90, (2, 1, 2)), labels=rng.integers(0, 2, (2, 1)))
+
+
+def mixed() -> Prompts:
+    """Prompt sets of all kinds but masks: many clicks, one, a box, a click and a box, nothing; with empty slots."""
+    rng = np.random.default_rng(2)
+    points, box = rng.uniform(0, 90, (17, 2)), [10.0, 20.0, 60.0, 50.0]
+    return Prompts.build(
+        points=[points, points[:1], None, points[1:2], None],
+        labels=[rng.integers(0, 2, 17), [1], None, [0], None],
+        boxes=[None, None, box, box, None],
+    )
+
+
+def masked(prompts: Prompts) -> Prompts:
+    """The same prompts, the first with a mask prompt."""
+    mask = jnp.asarray(np.random.default_rng(3).normal(size=(2, 12, 20)) * 5)
+    return prompts.replace(masks=mask, has_mask=jnp.array([True, False]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_prompt_in_float64(form: str, x64: None) -> None:
+    model = model_of("two blocks")
+    arguments = random_variables(model, dtype=np.float64), random_embedding(model=model), mixed()
+    assert_same(summed(form, model, *arguments), summed("plain", model, *arguments), 1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_prompt_tokens_at_all(form: str, x64: None) -> None:
+    model = model_of("one block")
+    prompts = jax.tree.map(lambda x: x, mixed()).replace(
+        coordinates=jnp.zeros((5, 0, 2)), labels=jnp.zeros((5, 0), int)
+    )
+    arguments = random_variables(model, dtype=np.float64), random_embedding(model=model), prompts
+    assert_same(summed(form, model, *arguments), summed("plain", model, *arguments), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["one block", "three blocks"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_depth_and_number_of_heads_in_float64(form: str, name: str, x64: None) -> None:
+    model = model_of(name)
+    arguments = random_variables(model, dtype=np.float64), random_embedding(model=model), clicks()
+    assert_same(summed(form, model, *arguments), summed("plain", model, *arguments), 1e-10)
+
+
+def test_mask_prompts(x64: None) -> None:
+    model = model_of("two blocks")
+    arguments = random_variables(model, dtype=np.float64), random_embedding(model=model), masked(clicks())
+    ours = summed("absorbed", model, *arguments)
+    assert_same(ours, summed("plain", model, *arguments), 1e-10)
+    without = summed("absorbed", model, *arguments[:2], clicks())
+    changes = jnp.abs(ours.logits - without.logits).max((1, 2, 3)) / jnp.abs(without.logits).max()
+    assert changes[0] > 0.01
+    assert changes[1] < 1e-12
+
+
+def perturbed(variables: Any, seed: int, loudness: float) -> Any:
+    """Norm scales of both signs, and biases and attention logits times `loudness`."""
+    rng = np.random.default_rng(seed)
+
+    def change(path: Any, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.endswith("scale"):
+            return jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+        return leaf * loudness if name.endswith(("bias", "query/kernel")) else leaf
+
+    return jax.tree_util.tree_map_with_path(change, variables)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), loudness=st.sampled_from([0.1, 1.0, 5.0, 20.0]), loud=st.booleans())
+def test_any_weights_and_image_in_float64(form: str, seed: int, loudness: float, loud: bool) -> None:
+    with jax.enable_x64(True):
+        model = model_of("two blocks")
+        variables = perturbed(random_variables(model, seed, np.float64), seed, loudness)
+        arguments = variables, random_embedding(model=model, seed=seed) * (10 if loud else 0.1), clicks()
+        assert_same(summed(form, model, *arguments), summed("plain", model, *arguments), 1e-9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_any_weights_and_image_in_float32(form: str, seed: int) -> None:
+    model = model_of("two blocks", "float32")
+    arguments = random_variables(model, seed), random_embedding(model=model, seed=seed), clicks()
+    assert_same(jitted(form, model, *arguments), jitted("plain", model, *arguments), 5e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_are_those_of_the_plain_form(form: str, x64: None) -> None:
+    model = model_of("one block")
+    variables, embedding = random_variables(model, dtype=np.float64), random_embedding(model=model).astype(float)
+
+    def loss(form: str, params: Any, embedding: jax.Array) -> jax.Array:
+        out = decode_in(form, model, variables | {"params": params}, embedding, clicks())
+        return jnp.sin(out.logits).sum() + jnp.sin(out.iou).sum()
+
+    gradient = quickly(jax.grad(loss, argnums=(1, 2)), static_argnums=0)
+    ours, plain = (gradient(name, variables["params"], embedding) for name in (form, "plain"))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-8 * (1 + jnp.abs(b).max()), err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_many_images_and_many_weights_at_once(form: str) -> None:
+    model, prompts = model_of("two blocks", "float32"), clicks()
+    embeddings = random_embedding(3, model=model)
+    variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(random_variables(model, seed) for seed in (0, 1, 2)))
+    together = quickly(jax.vmap(functools.partial(decode_in, form, model), in_axes=(0, 0, None)))
+    out = together(variables, embeddings, prompts)
+    for i in range(3):
+        alone = summed(form, model, *jax.tree.map(lambda x, i=i: x[i], (variables, embeddings)), prompts)
+        assert share(out.logits[i] - alone.logits, alone.logits) < 5e-6
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_is_near(form: str) -> None:
+    exact, rounded = model_of("two blocks", "float32"), model_of("two blocks", "bfloat16")
+    arguments = random_variables(exact), random_embedding(model=exact), clicks()
+    want, ours = summed("plain", exact, *arguments), summed(form, rounded, *arguments)
+    plain = summed("plain", rounded, *arguments)
+    assert jax.tree.map(lambda x: x.dtype, ours) == jax.tree.map(lambda x: x.dtype, plain)
+    assert share(ours.logits - want.logits, want.logits) < 2 * share(plain.logits - want.logits, want.logits) + 0.01
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_padding_is_marked(form: str) -> None:
+    model = model_of("two blocks", "float32")
+    prompts = clicks().pad(4, 3)
+    out = summed(form, model, random_variables(model), random_embedding(model=model), prompts)
+    assert out.valid.tolist() == [True, True, False]
+    assert jnp.isneginf(out.iou).all(-1).tolist() == [False, False, True]
+    assert jnp.isfinite(out.logits).all()
