@@ -1,15 +1,15 @@
-"""Prompt sets per second of every way to decode, beside PyTorch and ONNX Runtime.
+"""Prompt sets per second of the ways to decode, beside PyTorch and ONNX Runtime.
 
-    python -m benchmarks.decoder --rounds 5
+    PYTHONPATH=tests python -m benchmarks.decoder --rounds 5
 
-gives all sides the same full-size decoder with random weights, runs them in turns, and prints JSON: medians of prompt sets
-per second, how many times ONNX Runtime's they are (the median over rounds of the ratio within a round, for others may use
-the machine), and the largest difference of the logits from PyTorch's as a share of the largest logit. Compilation and a
-first run are not in the figures.
+gives all sides the same full-size decoder with random weights, runs them in turns, and prints JSON: medians of prompt
+sets per second; how many times ONNX Runtime's and PyTorch's they are, medians over rounds of the ratio in a round, for
+others may use the machine; and the largest difference of the logits from PyTorch's, as a share of the largest logit.
+Compilation and a first run are not in the figures.
 
-PyTorch is the official package, eager. ONNX Runtime runs that package's export, without its resize to the original image.
-Both get the numbers of prompt sets per call that suit them best. `new` images come as an embedding, so that what depends
-on the image alone is in the figures; `prepared` ones have been through `prepare_image`.
+PyTorch is the official package, eager; ONNX Runtime has its export, without the resize to the original image. Both get
+as many prompt sets per call as suits them best. A new image is an embedding, so that what depends on the image alone is
+in the figures; a prepared one has been through `prepare_image`.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ class Case:
     mask: bool = False
     prepared: bool = False
 
-    def prompts(self) -> dict[str, np.ndarray]:
+    def prompts(self) -> dict[str, Any]:
         """Return the arguments of `Prompts.build`."""
         rng = np.random.default_rng(0)
         given = {}
@@ -95,7 +95,7 @@ CASES = {
 }
 
 
-def pytorch(official: OfficialDecoder, embedding: np.ndarray, given: dict[str, np.ndarray], at_once: int) -> Run:
+def pytorch(official: OfficialDecoder, embedding: np.ndarray, given: dict[str, Any], at_once: int) -> Run:
     sets = len(next(iter(given.values())))
 
     @torch.inference_mode()
@@ -147,7 +147,7 @@ def session(official: OfficialDecoder, has_mask: bool) -> onnxruntime.InferenceS
 
 
 def onnx_runtime(
-    session: onnxruntime.InferenceSession, embedding: np.ndarray, given: dict[str, np.ndarray], at_once: int
+    session: onnxruntime.InferenceSession, embedding: np.ndarray, given: dict[str, Any], at_once: int
 ) -> Run:
     prompts = Prompts.build(**{name: value for name, value in given.items() if name != "masks"})
     points, labels = np.asarray(prompts.coordinates), np.asarray(prompts.labels, np.float32)
@@ -170,7 +170,7 @@ def onnx_runtime(
     return run
 
 
-def ours(model: Sam, variables: Any, image: Any, given: dict[str, np.ndarray], path: str) -> Run:
+def ours(model: Sam, variables: Any, image: Any, given: dict[str, Any], path: str) -> Run:
     prompts = jax.device_put(Prompts.build(**given))
     chunk = default_chunk()
     return lambda: decode(model, variables, image, prompts, chunk, path).logits.block_until_ready()

@@ -1,15 +1,15 @@
-"""Image tokens that are written out, and never projected: any prompt, also with a mask.
+"""Image tokens that are written out, and never projected: for any prompt, also with a mask.
 
-A product of matrices may be formed in any order. In each head, with image tokens X (hw x c), queries q, keys k, values v of n tokens and
-attention A, the projections are absorbed into the few tokens:
+A product of matrices may be formed in any order. With image tokens X (hw x c), and in each head queries q, keys k,
+values v of n tokens and their attention A, the projections are absorbed into the tokens, which are few:
 
-- token to image, logits: `(q Wk') X'` for `q (X Wk)'`; the key's bias adds the same to a whole softmax row and drops out;
+- token to image, logits: `(q Wk') X'` for `q (X Wk)'`; the key's bias adds the same to a whole softmax row and drops;
 - token to image, values: `(A X) Wv` for `A (X Wv)`;
 - image to token, logits: `X (Wq k')` for `(X Wq) k'`;
 - image to token, values: `A (v Wo)` for `(A v) Wo`.
 
-That is products of X with heads * n rows instead of projections to `inner` channels and products with n rows. Where there are so many
-tokens that projecting is cheaper, the einsums below do that: they multiply the cheapest pair first.
+These are products of X with heads n rows, instead of projections of X followed by products with n rows. Where there are
+so many tokens that projecting is cheaper, the einsums below do project: they multiply the cheapest pair first.
 """
 
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ class WrittenForm:
         """Return the gathered values; see `ImageForm`."""
         key, value = params["key"]["kernel"], params["value"]
         weights = jax.nn.softmax(products(image.placed, query, key), axis=-1).astype(query.dtype)
-        # Of these three, the two with the fewest operations are multiplied first; their order here decides only about transpositions.
+        # The order of the three does not decide which two come first, only what is transposed for them: nothing.
         gathered = product("cx,hnx,chd->hnd", image.tokens, weights, by_head(value["kernel"], len(query)))
         return gathered + value["bias"].reshape(len(query), 1, -1)
 
@@ -105,12 +105,12 @@ def decode_absorbed(model: Sam, variables: Any, embedding: Float[Array, "h w c"]
       embedding: the image encoder's output, channels last.
       prompts: prompts with axis [prompt set], decoded all at once.
     """
-    config, grid_size = model.config, embedding.shape[:2]
+    config, (h, w, _) = model.config, embedding.shape
     encoder = model.bind(variables).prompt_encoder
 
     def image(prompt_set: Prompts) -> Written:
-        dense = encoder.dense(grid_size, prompt_set.masks, prompt_set.has_mask)
+        dense = encoder.dense((h, w), prompt_set.masks, prompt_set.has_mask)
         return form.written(channels_first(embedding.astype(config.dtype) + dense))
 
-    form = WrittenForm(channels_first(encoder.positions(grid_size)), config.block_norm_eps)
-    return decode(model, variables, form, jax.vmap(image)(prompts), grid_size, prompts)
+    form = WrittenForm(channels_first(encoder.positions((h, w))), config.block_norm_eps)
+    return decode(model, variables, form, jax.vmap(image)(prompts), (h, w), prompts)

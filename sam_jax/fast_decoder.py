@@ -1,12 +1,13 @@
-"""The decoder in fewer operations: the plain modules' sums, in an order that depends on how the image tokens are held.
+"""The decoder in fewer operations: the plain modules' sums, in an order that depends on how image tokens are held.
 
-The plain form projects all `hw` image tokens ten times per prompt set, to compare them with only a few tokens. Here the image tokens
-are behind `ImageForm`, whose two implementations never project them: `sam_jax.absorbed` writes them out, for any prompt;
-`sam_jax.low_rank` never forms them, where prompt sets share an image. `decode` is everything else, the same for both.
+The plain form projects all `hw` image tokens ten times per prompt set, to compare them with only a few tokens. Here the
+image tokens are behind `ImageForm`, whose two implementations do not project them: `sam_jax.absorbed` writes them out,
+for any prompt; `sam_jax.low_rank` never forms them, where prompt sets share an image. `decode` is the rest of the
+decoder, the same for both.
 
-The tokens' side is batched over prompt sets, so that weights are read once; the pixel side is written for one prompt set. There,
-pixels are the last axis: softmaxes over tokens, norms and GELUs run along contiguous memory, and the operands of every product are
-stored in the order in which it reads them.
+The tokens' side is batched over prompt sets, so that weights are read once; the pixel side is written for one prompt
+set. There, pixels are the last axis: softmaxes over tokens, norms and GELUs run along contiguous memory, and products
+read their operands in the order in which these are stored.
 """
 
 import functools
@@ -38,7 +39,7 @@ class Features(NamedTuple):
 
     rows: Float[Array, "o r"]
     factors: Float[Array, "r hw"]
-    rest: Float[Array, "o #hw"]
+    rest: Float[Array, "#o #hw"]
 
 
 class ImageForm(Protocol):
@@ -47,7 +48,7 @@ class ImageForm(Protocol):
     def gather(
         self, block: int, params: Params, image: Any, query: Float[Array, "heads n d"]
     ) -> Float[Array, "heads n d"]:
-        """Return the values that scaled queries gather in token-to-image attention; `block` counts, the final attention last."""
+        """Return the values that scaled queries gather in a block's token-to-image attention, or in the final one."""
         ...
 
     def update(
@@ -59,16 +60,16 @@ class ImageForm(Protocol):
         value: Float[Array, "heads n d"],
         token_mask: Bool[Array, " n"],
     ) -> Any:
-        """Return the image tokens after a block's image-to-token attention, whose keys are scaled, and the norm after it."""
+        """Return the image tokens after a block's image-to-token attention, its keys scaled, and the norm after it."""
         ...
 
     def features(self, image: Any, kernel: Float[Array, "o c"], bias: Float[Array, " o"]) -> Features:
-        """Return the first transposed convolution of the image tokens, its kernel and bias as `centred_kernel` gives them."""
+        """Return the first transposed convolution of the image tokens, for what `centred_kernel` returns."""
         ...
 
 
 def in_turn(function: Callable[..., Any], *inputs: Any) -> Any:
-    """Map over the leading axis: one entry after the other on a CPU, so that its arrays stay in the caches; elsewhere at once."""
+    """Map over the leading axis: on a CPU one entry after the other, so that its arrays stay in the caches."""
     if jax.default_backend() == "cpu":
         return lax.map(lambda entry: function(*entry), inputs)
     return jax.vmap(function)(*inputs)
@@ -83,8 +84,8 @@ def product(subscripts: str, *operands: Array) -> Array:
 def unfused(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return `x` as it is, computed on its own.
 
-    XLA's CPU backend fuses a product with what is before and after it, and a chain of products, or of a product and a reduction, then
-    takes up to twice as long. It cannot see that this rounding to the type's own precision does nothing.
+    XLA's CPU backend fuses a product with what is before and after it. A chain of products, or of a product and a
+    reduction, then takes up to twice as long. It does not see that rounding to the type's own precision does nothing.
     """
     info = jnp.finfo(x.dtype)
     return lax.reduce_precision(x, info.nexp, info.nmant)
@@ -93,7 +94,7 @@ def unfused(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def channels_first(x: Float[Array, "h w c"]) -> Float[Array, "c hw"]:
     """Return a map with its pixels as the last axis.
 
-    Row by row, for XLA would fuse a transposition of the whole into every reader, which would read with large strides.
+    Row by row: XLA would fuse a transposition of the whole into every reader, which would read with large strides.
     """
     rows = in_turn(jnp.transpose, x)
     return jnp.swapaxes(rows, 0, 1).reshape(x.shape[-1], -1)
@@ -173,7 +174,8 @@ def two_way(
 ) -> tuple[Float[Array, "p {outputs} c"], Any]:
     """Return output tokens and image tokens after all blocks and the final attention (`TwoWayTransformer`).
 
-    The arguments are as there. Only the `outputs` tokens in front take part in the final attention: nothing reads the others.
+    The arguments are as there. Only the `outputs` tokens in front take part in the final attention: nothing reads the
+    others.
     """
     config = model.config
     position = tokens
@@ -202,15 +204,16 @@ def two_way(
         image = in_turn(update, image, key, value, token_mask)
     tokens, position = tokens[:, :outputs], position[:, :outputs]
     tokens = tokens + gather(config.depth, params["final_token_to_image"], tokens + position)
-    norm = layer_norm(config.final_norm_eps, jnp.dtype(config.dtype))
-    return norm.apply({"params": params["final_norm"]}, tokens), image
+    norm = layer_norm(config.final_norm_eps, jnp.dtype(config.dtype)).bind({"params": params["final_norm"]})
+    return norm(tokens), image
 
 
 def masks(params: Params, form: ImageForm, image: Any, weights: Float[Array, "m d"]) -> Float[Array, "16 m hw"]:
-    """Return the logits of one prompt set, sub-pixel by sub-pixel (`Upscaling`, then the product with the hypernetworks' weights).
+    """Return the logits of one prompt set, by sub-pixel (`Upscaling`, and the product with the hypernetworks' weights).
 
-    A transposed convolution with kernel 2 and stride 2 is a matrix product with one row per sub-pixel and channel. Sub-pixels stay
-    apart up to the masks, which are few. The kernel is centred, so the norm has no mean to subtract, only a variance to divide by.
+    A transposed convolution with kernel 2 and stride 2 is a matrix product with one row per sub-pixel and channel.
+    Sub-pixels stay apart up to the masks, which are few. The first kernel is centred, so that the norm after it has no
+    mean to subtract, only a variance to divide by.
     """
     kernel, bias = centred_kernel(params["conv_0"])
     norm, second = params["norm"], params["conv_1"]
@@ -220,7 +223,7 @@ def masks(params: Params, form: ImageForm, image: Any, weights: Float[Array, "m 
     x = x * lax.rsqrt(jnp.square(x).mean(1, keepdims=True) + CONV_NORM_EPS)
     x = gelu(x * norm["scale"][:, None] + norm["bias"][:, None]).astype(kernel.dtype)
     rows = second["kernel"].reshape(-1, x.shape[1])
-    # One product per sub-pixel: XLA would join sub-pixels and pixels into one axis, and transpose operand and result for it.
+    # One product per sub-pixel: XLA would make sub-pixels and pixels one axis, and transpose operand and result for it.
     rows = lax.optimization_barrier(jnp.broadcast_to(rows, (4, *rows.shape)))
     x = jnp.einsum("kor,krx->kox", rows, x).reshape(16, len(second["bias"]), -1)
     x = gelu(x + second["bias"][:, None])
@@ -236,7 +239,7 @@ def in_order(logits: Float[Array, "p 16 m hw"], grid_size: tuple[int, int]) -> F
 
 
 def centred_kernel(params: Params) -> tuple[Float[Array, "o c"], Float[Array, " o"]]:
-    """Return a transposed convolution's kernel and bias, one row per sub-pixel and channel, each sub-pixel with mean zero."""
+    """Return a transposed convolution's kernel and bias by sub-pixel and channel, less their mean over channels."""
     kernel = params["kernel"]
     kernel = kernel - kernel.mean(2, keepdims=True)
     bias = params["bias"] - params["bias"].mean()

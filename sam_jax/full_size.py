@@ -87,5 +87,5 @@ def rle_masks(
             chunk=chunk,
         )
         for mask in np.asarray(masks):
-            encoded: dict[str, Any] = coco.encode(np.asfortranarray(mask, np.uint8))
+            encoded: Any = coco.encode(np.asfortranarray(mask, np.uint8))
             yield {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}

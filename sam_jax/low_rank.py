@@ -1,35 +1,35 @@
 """Image tokens that are never formed: a table that belongs to the image, plus an update of low rank per prompt set.
 
-Without a mask prompt, the image tokens before the first block, `K` (hw x c), belong to the image alone. A block adds to them what
-they gather from the tokens, and normalises. With the image-to-token attention `A` (hw x heads n), the tokens' values times the output
-projection `V` (heads n x c) and that projection's bias b',
+Without a mask prompt, the image tokens before the first block, `K` (hw x c), belong to the image alone. A block adds
+to them what they gather from the tokens, and normalises. With the attention `A` (hw x heads n) of image tokens to
+tokens, the tokens' values times the output projection, `V` (heads n x c), and that projection's bias b',
 
     Y = K + A V + 1 b',        LN(Y) = d (Y - mean over channels of Y) w + 1 b,
 
-where w and b are the norm's, and d is one number per pixel. Taking the mean away, written as an index c, is linear:
+where w and b are the norm's and d is one number per pixel. Taking the mean away, written as an index c, is linear:
 
     LN(Y) = d (Kc w) + (d A) (Vc w) + d 1 (b'c w) + 1 b.
 
-That is a *gain* per pixel times a matrix of the image, plus *factors* (maps) times *rows* (of c channels); the two constants' factors are
-d and one. The next block does the same to it. In each head a pixel's attention to all tokens sums to one, so the first token's factor
-is one minus the others': a head has n - 1 factors, and its first value joins b' and the last norm's b in the one constant. So before
-every block
+That is a *gain* per pixel times a matrix of the image, plus *factors*, maps, times *rows* of c channels; the factors
+of the two constants are d and one. The next block does the same to it. So before every block
 
-    X = g K + F' U,        g: hw,  K: hw x c of the image,  F: r x hw,  U: r x c,  r = 1 + blocks * (heads * (n - 1) + 1).
+    X = g K + F' U,        g: hw,   K: hw x c, of the image,   F: r x hw,   U: r x c.
 
-Every linear map of X is then `g (K W) + F' (U W)`: the *table* K W is computed once per image, U W on the tokens' side. And
+Every linear map of X is `g (K W) + F' (U W)`: the *table* K W is computed once per image, U W from few rows. And
 
     1 / d^2 = eps + mean over channels of (g Kc + F' Uc)^2
-            = eps + g^2 energy + sum over factors of F * (G F + g O),    energy = mean of Kc^2,  G = Uc Uc' / c,  O = 2 Uc Kc' / c,
+            = eps + g^2 mean(Kc^2) + sum over factors of F * (G F + g O),        G = Uc Uc' / c,   O = 2 Uc Kc' / c,
 
-where O is again a table's: rows are values times output projections, so it is values times (2/c projection Kc'). Nothing with c channels is
-formed per prompt set and pixel before the mask decoder's upscaling, whose first convolution is a linear map like the others.
+where O comes from a table, too: rows are values times an output projection P, so O is values times (2/c Pc Kc').
+Nothing with c channels is formed per pixel and prompt set before the upscaling, which begins with a linear map.
 
-Where n is so large that r is no longer low, or the image has too few prompt sets to repay its tables, this does not pay; see
-`low_rank_pays`. In float32 the variance is a sum of large terms where prompts nearly cancel the image; it is never below zero.
+A block adds few factors. In each head a pixel's attention to all tokens sums to one, so the first token's is what the
+others leave: it joins b' and the last norm's b in one constant, and heads (n - 1) factors remain. Where that is more
+than the `inner` channels of all heads, the factors are the gathered values A v instead, and the rows P itself.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,18 @@ from sam_jax.model import MaskPrediction, Sam
 from sam_jax.prompts import Prompts
 
 
+class Values(NamedTuple):
+    """The values that the rows of a block are made of.
+
+    Attributes:
+      contrasts: the tokens' values less the first token's.
+      first: the first token's values, all heads.
+    """
+
+    contrasts: Float[Array, "heads n-1 d"]
+    first: Float[Array, " inner"]
+
+
 @struct.dataclass
 class LowRankTokens:
     """The image tokens of one prompt set: `g K + F' U`, with K in the tables.
@@ -62,15 +74,17 @@ class LowRankTokens:
       gain: g; None before block 0, where it is one and U is zero.
       factors: F; the last is one everywhere.
       rows: U.
-      contrasts: of each block, the tokens' values less the first token's; None where the factors are the gathered values.
-      firsts: of each block, the first token's values, all heads; None likewise.
+      values: of each block; None where its factors are the gathered values.
     """
 
     gain: Float[Array, " hw"] | None
     factors: Float[Array, "r hw"]
     rows: Float[Array, "r c"]
-    contrasts: tuple[Float[Array, "heads n-1 d"] | None, ...]
-    firsts: tuple[Float[Array, " inner"] | None, ...]
+    values: tuple[Values | None, ...]
+
+    def gains(self) -> Float[Array, " hw"]:
+        """Return g, also where it is one."""
+        return jnp.ones_like(self.factors[-1]) if self.gain is None else self.gain
 
 
 @struct.dataclass
@@ -79,7 +93,8 @@ class Projection:
 
     Attributes:
       image: K W.
-      position: the positional part's projection and the bias; None before block 0, where the gain is one and `image` has them.
+      position: the positional part's projection and the bias; None before block 0, where the gain is one and `image`
+        has them.
     """
 
     image: Float[Array, "heads d hw"]
@@ -101,7 +116,8 @@ class UpdateTables:
     Attributes:
       query: the image tokens' queries.
       overlap: for each block up to this one, 2/c of its output projection, as norms have scaled it since, times Kc'.
-      offset: for each block up to this one, the same for the constant it adds: the output projection's and the last norm's bias.
+      offset: for each block up to this one, the same for the constant that it adds: the biases of its output
+        projection and of the norm before it.
       energy: mean over channels of Kc^2.
     """
 
@@ -156,15 +172,15 @@ class ImageState:
     def features(self, image: LowRankTokens, kernel: Float[Array, "o c"], bias: Float[Array, " o"]) -> Features:
         """Return the convolution as a table, and rows to mix the factors with; see `ImageForm`."""
         rows = (kernel @ image.rows.T).at[:, -1].add(bias)
-        return Features(rows.astype(kernel.dtype), image.factors, image.gain * self.upscaled)
+        return Features(rows.astype(kernel.dtype), image.factors, image.gains() * self.upscaled)
 
 
 def products(
     image: LowRankTokens, vectors: Float[Array, "heads n d"], table: Projection, kernel: Float[Array, "c inner"]
 ) -> Float[Array, "heads n hw"]:
-    """Return the products of vectors with the image tokens' projection by `kernel`, whose table is given: attention logits."""
+    """Return the products of vectors with the image tokens' projection, whose kernel and table are given."""
     own = product("hnd,hdx->hnx", vectors, table.image)
-    if image.gain is None:
+    if image.gain is None or table.position is None:
         return own
     rows = heads_of(image.rows @ kernel, len(vectors)).astype(vectors.dtype)
     position = product("hnd,hdx->hnx", vectors, table.position)
@@ -177,7 +193,7 @@ def gathered(
     table: Float[Array, "heads d hw"],
     kernel: Float[Array, "c inner"],
 ) -> Float[Array, "heads n d"]:
-    """Return the sums over pixels, by weight, of the image tokens' projection by `kernel`, whose table is given."""
+    """Return the sums over pixels, by weight, of the image tokens' projection, whose kernel and table are given."""
     own = weights if image.gain is None else (weights * image.gain).astype(table.dtype)
     # XLA has a fast product for this order of the result only.
     own = jnp.swapaxes(product("hnx,hdx->hdn", own, table), 1, 2)
@@ -199,19 +215,18 @@ def with_factors(
       out: the attention's output projection.
     """
     (heads, n, pixels), d, channels = weights.shape, value.shape[-1], image.rows.shape[-1]
-    if n - 1 > d:
+    if n - 1 > d:  # more tokens than channels in a head
         maps = product("hnx,hnd->hdx", weights, value).astype(weights.dtype)
-        rows, constant, contrasts, first = out["kernel"], out["bias"], None, None
+        rows, constant, values = out["kernel"], out["bias"], None
     else:
-        maps, contrasts, first = weights[:, 1:], value[:, 1:] - value[:, :1], value[:, 0].reshape(-1)
-        rows = product("hnd,hdc->hnc", contrasts, out["kernel"].reshape(heads, d, channels)).reshape(-1, channels)
-        constant = linear(out, first)
+        maps, values = weights[:, 1:], Values(value[:, 1:] - value[:, :1], value[:, 0].reshape(-1))
+        rows = product("hnd,hdc->hnc", values.contrasts, out["kernel"].reshape(heads, d, channels))
+        constant = linear(out, values.first)
     return LowRankTokens(
         gain=image.gain,
         factors=jnp.concatenate([image.factors[:-1], maps.reshape(-1, pixels), image.factors[-1:]]),
-        rows=jnp.concatenate([image.rows[:-1], rows, image.rows[-1:] + constant]),
-        contrasts=(*image.contrasts, contrasts),
-        firsts=(*image.firsts, first),
+        rows=jnp.concatenate([image.rows[:-1], rows.reshape(-1, channels), image.rows[-1:] + constant]),
+        values=(*image.values, values),
     )
 
 
@@ -225,13 +240,14 @@ def normalised(image: LowRankTokens, tables: UpdateTables, norm: Params, epsilon
       epsilon: the norm's.
     """
     rows = image.rows - image.rows.mean(-1, keepdims=True)
-    gain = jnp.ones_like(tables.energy) if image.gain is None else image.gain
+    gain = image.gains()
     gram = unfused(product("rc,sc->rs", rows, rows) / rows.shape[-1])
     mixed = gram @ image.factors + gain * overlaps(image, tables)
     variance = (image.factors * mixed).sum(0) + gain**2 * tables.energy
     inverse = lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
     factors = jnp.concatenate([image.factors * inverse, jnp.ones_like(inverse)[None]])
-    return image.replace(
+    return dataclasses.replace(
+        image,
         gain=gain * inverse,
         factors=factors.astype(image.factors.dtype),
         rows=jnp.concatenate([rows * norm["scale"], norm["bias"][None]]),
@@ -241,14 +257,13 @@ def normalised(image: LowRankTokens, tables: UpdateTables, norm: Params, epsilon
 def overlaps(image: LowRankTokens, tables: UpdateTables) -> Float[Array, "r hw"]:
     """Return 2/c of the products of the centred rows with Kc', from the values that the rows are made of."""
     parts = []
-    for contrasts, first, table, offset in zip(
-        image.contrasts, image.firsts, tables.overlap, tables.offset, strict=True
-    ):
+    for values, table, offset in zip(image.values, tables.overlap, tables.offset, strict=True):
         flat = table.reshape(-1, table.shape[-1])
-        if contrasts is None:
+        if values is None:
             parts += [flat, offset[None]]
         else:
-            parts += [product("hnd,hdx->hnx", contrasts, table).reshape(-1, flat.shape[-1]), first[None] @ flat + offset]
+            parts.append(product("hnd,hdx->hnx", values.contrasts, table).reshape(-1, flat.shape[-1]))
+            parts.append(values.first[None] @ flat + offset)
     return jnp.concatenate(parts)
 
 
@@ -262,20 +277,21 @@ def prepare_image(model: Sam, variables: Any, embedding: Float[Array, "h w c"]) 
       variables: its variables.
       embedding: the image encoder's output, channels last.
     """
-    config, grid_size, channels = model.config, embedding.shape[:2], model.config.width
+    config, channels, (h, w, _) = model.config, model.config.width, embedding.shape
     params = decoder_params(config.dtype, variables)
     encoder = model.bind(variables).prompt_encoder
-    image = channels_first(embedding.astype(config.dtype) + encoder.dense(grid_size, None, None))
-    position = channels_first(encoder.positions(grid_size))
+    image = channels_first(embedding.astype(config.dtype) + encoder.dense((h, w), None, None))
+    position = channels_first(encoder.positions((h, w)))
     gathers, updates, outputs, last_bias = [], [], [], jnp.zeros(channels, image.dtype)
 
     def table(kernel: Float[Array, "c inner"], tokens: Float[Array, "c hw"]) -> Float[Array, "heads d hw"]:
-        return (kernel.T @ tokens).reshape(config.heads, -1, tokens.shape[-1])
+        return jnp.einsum("chd,cx->hdx", kernel.reshape(channels, config.heads, -1), tokens)
 
-    def projection(linear: Params) -> Projection:
-        own = table(linear["kernel"], image)
-        placed = table(linear["kernel"], position) + linear["bias"].reshape(config.heads, -1, 1)
-        return Projection(own, placed) if updates else Projection(own + placed, None)
+    def projection(params: Params) -> Projection:
+        kernel, bias = params["kernel"], params["bias"].reshape(config.heads, -1, 1)
+        if not updates:
+            return Projection(table(kernel, image + position) + bias, None)
+        return Projection(table(kernel, image), table(kernel, position) + bias)
 
     def gather_tables(attention: Params) -> GatherTables:
         return GatherTables(projection(attention["key"]), table(attention["value"]["kernel"], image))
@@ -322,5 +338,5 @@ def decode_low_rank(model: Sam, variables: Any, state: ImageState, prompts: Prom
             "decode_low_rank takes no mask prompts: with one, nothing is the image's alone. decode_absorbed takes them."
         )
     (h, w, channels), sets, dtype = state.embedding.shape, len(prompts.valid), model.config.dtype
-    image = LowRankTokens(None, jnp.ones((sets, 1, h * w), dtype), jnp.zeros((sets, 1, channels), dtype), (), ())
+    image = LowRankTokens(None, jnp.ones((sets, 1, h * w), dtype), jnp.zeros((sets, 1, channels), dtype), ())
     return decode(model, variables, state, image, (h, w), prompts)

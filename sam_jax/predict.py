@@ -157,7 +157,7 @@ def decode(
         if path == "low_rank":
             state = image if prepared else prepare_image(model, variables, image)
             return map_groups(functools.partial(decode_low_rank, model, variables, state), prompts, chunk)
-        embedding = embeddings_of(image)
+        embedding = jnp.asarray(embeddings_of(image))
         if path == "absorbed":
             return map_groups(functools.partial(decode_absorbed, model, variables, embedding), prompts, chunk)
         return map_groups(jax.vmap(functools.partial(model.apply, variables, embedding)), prompts, chunk)

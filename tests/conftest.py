@@ -2,7 +2,7 @@
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import beartype
@@ -10,6 +10,11 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
+
+# Meshes are tested on virtual devices; not by an environment variable, which processes that tests start would inherit.
+jax.config.update("jax_num_cpu_devices", 8)
+# Most of the time goes into compiling, and XLA's optimisations change no fact that is tested; parity turns them on.
+jax.config.update("jax_disable_most_optimizations", True)
 
 MISSING = [name for name in ("torch", "segment_anything", "transformers") if importlib.util.find_spec(name) is None]
 collect_ignore = ["parity"] if MISSING else []
@@ -51,6 +56,14 @@ def variables() -> dict[str, Any]:
     from random_model import random_variables  # the hook comes first
 
     return random_variables()
+
+
+@pytest.fixture
+def optimised() -> Iterator[None]:
+    """Compile as users do, with all of XLA's optimisations."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

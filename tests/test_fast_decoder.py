@@ -52,9 +52,6 @@ def decode_in(form: str, model: Sam, variables: Any, embedding: jax.Array, promp
 
 
 jitted = jax.jit(decode_in, static_argnums=(0, 1))
-# Half the time to compile, for tests that are about the sum and not about the compiler.
-quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-summed = quickly(decode_in, static_argnums=(0, 1))
 
 
 def model_of(name: str, dtype: str = "float64") -> Sam:
@@ -125,46 +122,45 @@ def plain_attention(config: SamConfig, params: Any, *inputs: jax.Array) -> jax.A
     return attention.apply({"params": params}, *inputs)
 
 
-@pytest.fixture(params=FORMS)
-def case(request: pytest.FixtureRequest, x64: None) -> Case:
+@functools.cache
+def first_case(form_name: str, number: int) -> Case:
     model = model_of("three blocks")
     config, variables = model.config, random_variables(model, dtype=np.float64)
     embedding = random_embedding(model=model).astype(float)
     encoder = model.bind(variables).prompt_encoder
     plain = (embedding + encoder.dense(GRID, None, None)).reshape(HW, -1)
     position = encoder.positions(GRID).reshape(HW, -1)
-    if request.param == "low_rank":
-        form: Any = prepare_image(model, variables, embedding)
-        image: Any = LowRankTokens(None, jnp.ones((1, HW)), jnp.zeros((1, config.width)), (), ())
+    if form_name == "low_rank":
+        form: Any = jax.jit(prepare_image, static_argnums=0)(model, variables, embedding)
+        image: Any = LowRankTokens(None, jnp.ones((1, HW)), jnp.zeros((1, config.width)), ())
     else:
         form = WrittenForm(position.T, config.block_norm_eps)
         image = form.written(plain.T)
-    tokens = jnp.asarray(np.random.default_rng(5).normal(size=(6, config.width)))
-    mask = jnp.array([True, True, False, True, False, True])
+    tokens = jnp.asarray(np.random.default_rng(5).normal(size=(number, config.width)))
+    mask = jnp.arange(number) % 3 != 2
     return Case(config, variables["params"]["mask_decoder"], form, image, plain, plain, position, tokens, mask)
 
 
-@pytest.mark.parametrize("block", [0, 1, 2, 3])
-def test_tokens_gather_what_attention_gathers(case: Case, block: int) -> None:
-    for i in range(block):
-        case.update(i)
-    params = case.block(block)["token_to_image"] if block < 3 else case.params["two_way"]["final_token_to_image"]
-    gathered = case.form.gather(block, params, case.image, scaled(case.heads(params, "query")))
-    ours = linear(params["out"], joined(gathered))
-    want = plain_attention(case.config, params, case.tokens, case.plain + case.position, case.plain)
-    np.testing.assert_allclose(ours, want, atol=1e-11)
+@pytest.fixture(params=[("low_rank", 6), ("low_rank", 12), ("absorbed", 6)], ids=["few", "many", "absorbed"])
+def case(request: pytest.FixtureRequest, x64: None) -> Case:
+    """A case of few or many tokens, in a form."""
+    return dataclasses.replace(first_case(*request.param))
 
 
-def test_image_tokens_are_those_of_attention_and_norm(case: Case) -> None:
-    for i in range(3):
-        case.update(i)
-        np.testing.assert_allclose(case.written(), case.plain, atol=1e-11)
+def test_attention_and_norm_of_every_block(case: Case) -> None:
+    for i in range(4):
+        params = case.block(i)["token_to_image"] if i < 3 else case.params["two_way"]["final_token_to_image"]
+        gathered = case.form.gather(i, params, case.image, scaled(case.heads(params, "query")))
+        want = plain_attention(case.config, params, case.tokens, case.plain + case.position, case.plain)
+        np.testing.assert_allclose(linear(params["out"], joined(gathered)), want, atol=1e-11)
+        if i < 3:
+            case.update(i)
+            np.testing.assert_allclose(case.written(), case.plain, atol=1e-11)
 
 
 def test_masks_are_the_product_with_the_upscaled_image(case: Case) -> None:
-    case.update(0)
-    case.update(1)
-    case.update(2)
+    for i in range(3):
+        case.update(i)
     params = case.params["upscaling"]
     weights = jnp.asarray(np.random.default_rng(6).normal(size=(3, case.config.width // 8)))
     ours = in_order(masks(params, case.form, case.image, weights)[None], GRID)[0]
@@ -226,7 +222,7 @@ def masked(prompts: Prompts) -> Prompts:
 def test_every_prompt_in_float64(form: str, x64: None) -> None:
     model = model_of("two blocks")
     arguments = random_variables(model, dtype=np.float64), random_embedding(model=model), mixed()
-    assert_same(summed(form, model, *arguments), summed("plain", model, *arguments), 1e-10)
+    assert_same(jitted(form, model, *arguments), jitted("plain", model, *arguments), 1e-10)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -236,7 +232,7 @@ def test_no_prompt_tokens_at_all(form: str, x64: None) -> None:
         coordinates=jnp.zeros((5, 0, 2)), labels=jnp.zeros((5, 0), int)
     )
     arguments = random_variables(model, dtype=np.float64), random_embedding(model=model), prompts
-    assert_same(summed(form, model, *arguments), summed("plain", model, *arguments), 1e-10)
+    assert_same(jitted(form, model, *arguments), jitted("plain", model, *arguments), 1e-10)
 
 
 @pytest.mark.parametrize("name", ["one block", "three blocks"])
@@ -244,15 +240,15 @@ def test_no_prompt_tokens_at_all(form: str, x64: None) -> None:
 def test_every_depth_and_number_of_heads_in_float64(form: str, name: str, x64: None) -> None:
     model = model_of(name)
     arguments = random_variables(model, dtype=np.float64), random_embedding(model=model), clicks()
-    assert_same(summed(form, model, *arguments), summed("plain", model, *arguments), 1e-10)
+    assert_same(jitted(form, model, *arguments), jitted("plain", model, *arguments), 1e-10)
 
 
 def test_mask_prompts(x64: None) -> None:
     model = model_of("two blocks")
     arguments = random_variables(model, dtype=np.float64), random_embedding(model=model), masked(clicks())
-    ours = summed("absorbed", model, *arguments)
-    assert_same(ours, summed("plain", model, *arguments), 1e-10)
-    without = summed("absorbed", model, *arguments[:2], clicks())
+    ours = jitted("absorbed", model, *arguments)
+    assert_same(ours, jitted("plain", model, *arguments), 1e-10)
+    without = jitted("absorbed", model, *arguments[:2], clicks())
     changes = jnp.abs(ours.logits - without.logits).max((1, 2, 3)) / jnp.abs(without.logits).max()
     assert changes[0] > 0.01
     assert changes[1] < 1e-12
@@ -279,7 +275,7 @@ def test_any_weights_and_image_in_float64(form: str, seed: int, loudness: float,
         model = model_of("two blocks")
         variables = perturbed(random_variables(model, seed, np.float64), seed, loudness)
         arguments = variables, random_embedding(model=model, seed=seed) * (10 if loud else 0.1), clicks()
-        assert_same(summed(form, model, *arguments), summed("plain", model, *arguments), 1e-9)
+        assert_same(jitted(form, model, *arguments), jitted("plain", model, *arguments), 1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -300,7 +296,7 @@ def test_gradients_are_those_of_the_plain_form(form: str, x64: None) -> None:
         out = decode_in(form, model, variables | {"params": params}, embedding, clicks())
         return jnp.sin(out.logits).sum() + jnp.sin(out.iou).sum()
 
-    gradient = quickly(jax.grad(loss, argnums=(1, 2)), static_argnums=0)
+    gradient = jax.jit(jax.grad(loss, argnums=(1, 2)), static_argnums=0)
     ours, plain = (gradient(name, variables["params"], embedding) for name in (form, "plain"))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-8 * (1 + jnp.abs(b).max()), err_msg=jax.tree_util.keystr(path))
@@ -311,10 +307,10 @@ def test_many_images_and_many_weights_at_once(form: str) -> None:
     model, prompts = model_of("two blocks", "float32"), clicks()
     embeddings = random_embedding(3, model=model)
     variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(random_variables(model, seed) for seed in (0, 1, 2)))
-    together = quickly(jax.vmap(functools.partial(decode_in, form, model), in_axes=(0, 0, None)))
+    together = jax.jit(jax.vmap(functools.partial(decode_in, form, model), in_axes=(0, 0, None)))
     out = together(variables, embeddings, prompts)
     for i in range(3):
-        alone = summed(form, model, *jax.tree.map(lambda x, i=i: x[i], (variables, embeddings)), prompts)
+        alone = jitted(form, model, *jax.tree.map(lambda x, i=i: x[i], (variables, embeddings)), prompts)
         assert share(out.logits[i] - alone.logits, alone.logits) < 5e-6
 
 
@@ -322,8 +318,8 @@ def test_many_images_and_many_weights_at_once(form: str) -> None:
 def test_bfloat16_is_near(form: str) -> None:
     exact, rounded = model_of("two blocks", "float32"), model_of("two blocks", "bfloat16")
     arguments = random_variables(exact), random_embedding(model=exact), clicks()
-    want, ours = summed("plain", exact, *arguments), summed(form, rounded, *arguments)
-    plain = summed("plain", rounded, *arguments)
+    want, ours = jitted("plain", exact, *arguments), jitted(form, rounded, *arguments)
+    plain = jitted("plain", rounded, *arguments)
     assert jax.tree.map(lambda x: x.dtype, ours) == jax.tree.map(lambda x: x.dtype, plain)
     assert share(ours.logits - want.logits, want.logits) < 2 * share(plain.logits - want.logits, want.logits) + 0.01
 
@@ -332,7 +328,7 @@ def test_bfloat16_is_near(form: str) -> None:
 def test_padding_is_marked(form: str) -> None:
     model = model_of("two blocks", "float32")
     prompts = clicks().pad(4, 3)
-    out = summed(form, model, random_variables(model), random_embedding(model=model), prompts)
+    out = jitted(form, model, random_variables(model), random_embedding(model=model), prompts)
     assert out.valid.tolist() == [True, True, False]
     assert jnp.isneginf(out.iou).all(-1).tolist() == [False, False, True]
     assert jnp.isfinite(out.logits).all()

@@ -120,6 +120,7 @@ def test_attention_is_the_softmax_of_products_and_relative_positions(limit, monk
     np.testing.assert_allclose(jax.jit(lambda *args: attend(*args))(*args), plain_attention(*args), rtol=0, atol=2e-6)
 
 
+@pytest.mark.usefixtures("optimised")  # without, XLA 0.10 makes this gradient infinite
 def test_attention_has_the_same_gradient_however_it_is_cut(monkeypatch):
     args = noise(2, 3, 2, 6, 4, 5), noise(6, 6, 5, seed=2), noise(4, 4, 5, seed=3)
 

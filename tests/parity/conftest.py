@@ -37,6 +37,11 @@ class Pair(NamedTuple):
     variables: Any
 
 
+@pytest.fixture(autouse=True)
+def as_users_compile(optimised: None) -> None:
+    """Compare what users run."""
+
+
 @pytest.fixture(scope="session")
 def pair(request: pytest.FixtureRequest) -> Pair:
     """The pair of the name in `DECODERS` that a test's `indirect` parameter gives."""
