@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sam_jax.folder import predict_folder
     from sam_jax.full_size import binary_masks, rle_masks
     from sam_jax.interactive import click, start_clicks
+    from sam_jax.low_rank import prepare_image
     from sam_jax.model import MaskPrediction, Sam
     from sam_jax.predict import Sizes, predict_masks
     from sam_jax.prompts import Prompts
@@ -40,6 +41,7 @@ _HOMES = {
     "Sam": "model",
     "Sizes": "predict",
     "predict_masks": "predict",
+    "prepare_image": "low_rank",
     "Prompts": "prompts",
     "input_size_for": "resize",
     "mask_to_prompt": "resize",
@@ -79,6 +81,7 @@ __all__ = [
     "mask_to_prompt",
     "predict_folder",
     "predict_masks",
+    "prepare_image",
     "replicate",
     "resize_masks",
     "rle_masks",
