@@ -1,6 +1,6 @@
 """Write the frozen numbers of the official decoder. Needs PyTorch.
 
-From the repository's root: `python -m tests.golden.make_golden`
+From the repository's root: `PYTHONPATH=tests python tests/golden/make_golden.py`
 """
 
 import copy

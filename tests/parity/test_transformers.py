@@ -1,6 +1,7 @@
 """`SamModel` of Hugging Face transformers, whose decoder has its own names and epsilons, against ours."""
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -45,17 +46,18 @@ def random_model(block_norm_eps: float) -> transformers.SamModel:
     return model
 
 
-@pytest.fixture(scope="module", params=[1e-6, 1e-2])
-def models(request: pytest.FixtureRequest) -> Any:
-    """Transformers' model, and ours with its weights and settings. The large epsilon shows that it is taken over."""
-    theirs = random_model(request.param)
+@functools.cache
+def models(block_norm_eps: float) -> Any:
+    """Transformers' model, and ours with its weights and settings."""
+    theirs = random_model(block_norm_eps)
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     ours = from_torch(tensors, settings=json.loads(theirs.config.to_json_string()))
-    return theirs, Sam(ours.config), ours.variables, request.param
+    return theirs, Sam(ours.config), ours.variables
 
 
-def test_settings(models):
-    _, model, _, block_norm_eps = models
+@pytest.mark.parametrize("block_norm_eps", [1e-6, 1e-2])
+def test_settings(block_norm_eps):
+    _, model, _ = models(block_norm_eps)
     assert model.config == dataclasses.replace(TINY, mask_channels=16, block_norm_eps=block_norm_eps)
     assert model.config.final_norm_eps == 1e-5
 
@@ -66,14 +68,20 @@ KINDS = [POINTS, BOXES, POINTS | BOXES, POINTS | {"masks": None}]
 ARGUMENTS = {"points": "input_points", "labels": "input_labels", "boxes": "input_boxes", "masks": "input_masks"}
 
 
-def test_predicts_the_same(models, rng, compare):
-    """Two prompt sets of each kind at once, against one kind after the other."""
-    theirs, model, variables, _ = models
+@pytest.mark.parametrize(
+    ("block_norm_eps", "path"), [(1e-6, "auto"), (1e-2, "plain"), (1e-2, "absorbed"), (1e-2, "low_rank")]
+)
+def test_predicts_the_same(block_norm_eps, path, rng, compare):
+    """Two prompt sets of each kind at once, against one kind after the other. The large epsilon has to be seen."""
+    theirs, model, variables = models(block_norm_eps)
     embedding, mask = rng(*model.config.grid_size, model.config.width), 8 * rng(*model.config.mask_size) - 4
-    # transformers has one mask for all prompt sets of an image.
+    # transformers has one mask for all prompt sets of an image; image tokens of low rank are for prompts without masks.
     kinds = [kind | {"masks": [mask, mask]} if "masks" in kind else kind for kind in KINDS]
+    kinds = [kind for kind in kinds if path != "low_rank" or "masks" not in kind]
     ragged = {name: [row for kind in kinds for row in kind.get(name, [None, None])] for name in ARGUMENTS}
-    ours = predict_masks(model, variables, jnp.asarray(embedding), Prompts.build(**ragged))
+    if path == "low_rank":
+        del ragged["masks"]
+    ours = predict_masks(model, variables, jnp.asarray(embedding), Prompts.build(**ragged), path=path)
     for i, kind in enumerate(kinds):
         inputs = {ARGUMENTS[name]: torch.tensor(np.array(value, np.float32))[None] for name, value in kind.items()}
         if "masks" in kind:
