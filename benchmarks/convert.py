@@ -23,8 +23,8 @@ from sam_jax.manifest import sha256
 
 WIDTH, BLOCKS, HEADS, GRID, WINDOW = 1280, 32, 16, 64, 14
 GLOBAL_BLOCKS = (7, 15, 23, 31)
-IMPORTS = ("-c", "import jax, flax.linen, orbax.checkpoint; jax.devices()")
-COMMAND = ("-c", "from sam_jax.cli import main; main()")
+IMPORTS = ("-P", "-c", "import jax, flax.linen, orbax.checkpoint; jax.devices()")
+COMMAND = ("-P", "-c", "from sam_jax.cli import main; main()")
 REPEATS = 3
 
 

@@ -17,7 +17,7 @@ SIDES = {
 
 
 def seconds(code: str) -> float:
-    run = [sys.executable, "-c", BASE + code + "print(time.perf_counter() - begin)"]
+    run = [sys.executable, "-P", "-c", BASE + code + "print(time.perf_counter() - begin)"]
     return float(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
 
 

@@ -149,7 +149,7 @@ def test_one_process_of_two_saves_and_loads_without_the_other(folder, tmp_path):
 
 
 def python(script: str, *arguments: object, code: int = 0, **environment: str) -> None:
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *map(str, arguments)]
+    command = [sys.executable, "-W", "error", "-P", "-c", textwrap.dedent(script), *map(str, arguments)]
     result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=60)
     assert result.returncode == code, result.stderr
 

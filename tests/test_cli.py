@@ -210,7 +210,10 @@ cli.main()
 print("jax" in sys.modules or "torch" in sys.modules)
 """
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, "inspect", source], capture_output=True, text=True, check=True
+        [sys.executable, "-W", "error", "-P", "-c", script, "inspect", source],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert result.stdout.splitlines()[-1] == "False"
 

@@ -38,7 +38,7 @@ def test_a_process_with_jax_alone_gives_the_same_masks(tmp_path: Path, masks: bo
         arrays |= {"masks": prompts.masks, "has_mask": prompts.has_mask}
     np.savez(tmp_path / "in.npz", **arrays)
     arguments = [str(tmp_path / name) for name in ("decoder", "in.npz", "out.npz")]
-    subprocess.run([sys.executable, "-W", "error", "-c", RUN, *arguments], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-W", "error", "-P", "-c", RUN, *arguments], check=True, cwd=tmp_path)
     out, want = np.load(tmp_path / "out.npz"), predict_masks(MODEL, VARIABLES, embeddings, prompts)
     np.testing.assert_allclose(out["logits"], want.logits, atol=2e-6 * float(np.abs(want.logits).max()))
     np.testing.assert_allclose(out["iou"], want.iou, atol=1e-5)

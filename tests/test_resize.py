@@ -158,7 +158,7 @@ def test_thresholding_first_is_something_else(rng):
     assert (inside != too_early).mean() > 0.01
 
 
-def test_logits_without_two_axes():
+def test_logits_without_two_axes(untyped):
     with pytest.raises(ValueError, match="logits must be"):
         resize_masks(jnp.zeros(16), input_size=(4, 4), original_size=(4, 4))
 

@@ -370,5 +370,5 @@ def test_every_leaf_of_the_tree_is_filled():
 
 def test_the_converter_needs_neither_jax_nor_torch():
     code = "import sys, sam_jax.convert.state_dict; print([n for n in ('jax', 'flax', 'torch') if n in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
