@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_model import MODEL, random_embedding, random_variables
 
-from sam_jax import MaskPrediction, Prompts, Sizes, predict_masks
+from sam_jax import MaskPrediction, Prompts, Sam, Sizes, predict_masks
 from sam_jax.predict import decode, round_up
 
 CONFIG = MODEL.config
@@ -173,16 +174,21 @@ def test_vmap_over_variables() -> None:
 
 
 def test_grad_equals_finite_difference_and_remat_changes_nothing() -> None:
-    def loss(embedding: jax.Array) -> jax.Array:
-        return (predict_masks(MODEL, VARIABLES, embedding, PROMPTS).logits ** 2).mean()
+    with jax.enable_x64(True):
+        variables, embeddings = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (VARIABLES, EMBEDDINGS))
+        model = Sam(dataclasses.replace(MODEL.config, dtype="float64"))
 
-    direction = EMBEDDINGS[1]
-    slope = jnp.vdot(jax.jit(jax.grad(loss))(EMBEDDINGS[0]), direction)
-    again = jnp.vdot(jax.jit(jax.grad(jax.checkpoint(loss)))(EMBEDDINGS[0]), direction)
-    step = 4e-3
-    measured = (loss(EMBEDDINGS[0] + step * direction) - loss(EMBEDDINGS[0] - step * direction)) / (2 * step)
-    np.testing.assert_allclose(slope, measured, rtol=2e-2)
-    np.testing.assert_allclose(slope, again, rtol=1e-5)
+        @jax.jit
+        def loss(embedding: jax.Array) -> jax.Array:
+            return (predict_masks(model, variables, embedding, PROMPTS, path="plain").logits ** 2).mean()
+
+        embedding, direction = embeddings[:2]
+        slope = jnp.vdot(jax.jit(jax.grad(loss))(embedding), direction)
+        again = jnp.vdot(jax.jit(jax.grad(jax.checkpoint(loss)))(embedding), direction)
+        step = 1e-5
+        measured = (loss(embedding + step * direction) - loss(embedding - step * direction)) / (2 * step)
+    np.testing.assert_allclose(slope, measured, rtol=1e-6)
+    np.testing.assert_allclose(slope, again, rtol=1e-12)
 
 
 def test_gradients_of_every_parameter_are_finite_with_padding() -> None:
