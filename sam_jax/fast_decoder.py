@@ -12,7 +12,7 @@ read their operands in the order in which these are stored.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ class Features(NamedTuple):
     rest: Float[Array, "#o #hw"]
 
 
+@runtime_checkable
 class ImageForm(Protocol):
     """How image tokens are held and multiplied. `image` is the form's own type: the image tokens of one prompt set."""
 
@@ -230,7 +231,7 @@ def masks(params: Params, form: ImageForm, image: Any, weights: Float[Array, "m 
     return product("kmd,kdx->kmx", jnp.broadcast_to(weights, (16, *weights.shape)), x)
 
 
-def in_order(logits: Float[Array, "p 16 m hw"], grid_size: tuple[int, int]) -> Float[Array, "p m 4*h 4*w"]:
+def in_order(logits: Float[Array, "p 16 m hw"], grid_size: tuple[int, int]) -> Float[Array, "p m my mx"]:
     """Return maps from their sub-pixels: axes (row, column) of the first convolution, of the second, mask, pixel."""
     sets, _, number, _ = logits.shape
     h, w = grid_size

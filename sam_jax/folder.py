@@ -173,7 +173,7 @@ def _batches(
 
 
 def _stack(batch: list[Image]) -> tuple[Float[np.ndarray, "image h w c"], Prompts]:
-    prompt_sets, tokens = np.max([image.prompts.labels.shape for image in batch], axis=0)
+    prompt_sets, tokens = np.max([image.prompts.labels.shape for image in batch], axis=0).tolist()
     prompts = [image.prompts.pad(tokens, prompt_sets) for image in batch]
     return np.stack([image.embedding for image in batch]), jax.tree.map(lambda *x: np.stack(x), *prompts)
 

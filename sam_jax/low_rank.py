@@ -97,8 +97,8 @@ class Projection:
         has them.
     """
 
-    image: Float[Array, "heads d hw"]
-    position: Float[Array, "heads d hw"] | None
+    image: Float[Array, "*image heads d hw"]
+    position: Float[Array, "*image heads d hw"] | None
 
 
 @struct.dataclass
@@ -106,7 +106,7 @@ class GatherTables:
     """Tables of a token-to-image attention: keys, and values without their bias."""
 
     key: Projection
-    value: Float[Array, "heads d hw"]
+    value: Float[Array, "*image heads d hw"]
 
 
 @struct.dataclass
@@ -122,14 +122,16 @@ class UpdateTables:
     """
 
     query: Projection
-    overlap: tuple[Float[Array, "heads d hw"], ...]
-    offset: tuple[Float[Array, " hw"], ...]
-    energy: Float[Array, " hw"]
+    overlap: tuple[Float[Array, "*image heads d hw"], ...]
+    offset: tuple[Float[Array, "*image hw"], ...]
+    energy: Float[Array, "*image hw"]
 
 
 @struct.dataclass
 class ImageState:
     """Everything that depends on the image and the weights alone. It is the `ImageForm` of `LowRankTokens`.
+
+    `*image` is empty, or one axis of images.
 
     Attributes:
       embedding: the image encoder's output.
@@ -139,10 +141,10 @@ class ImageState:
       epsilon: that of the blocks' norms.
     """
 
-    embedding: Float[Array, "h w c"]
+    embedding: Float[Array, "*image h w c"]
     gathers: tuple[GatherTables, ...]
     updates: tuple[UpdateTables, ...]
-    upscaled: Float[Array, "c hw"]
+    upscaled: Float[Array, "*image c hw"]
     epsilon: float = struct.field(pytree_node=False)
 
     def gather(

@@ -30,7 +30,7 @@ class MaskPrediction:
       valid: False for a prompt set that exists only as padding.
     """
 
-    logits: Float[Array, "*batch m 4*h 4*w"]
+    logits: Float[Array, "*batch m my mx"]
     iou: Float[Array, "*batch m"]
     valid: Bool[AnyArray, "*batch"]
 

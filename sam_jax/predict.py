@@ -18,7 +18,7 @@ from sam_jax.low_rank import ImageState, decode_low_rank, prepare_image
 from sam_jax.model import MaskPrediction, Sam, Variables
 from sam_jax.prompts import EMPTY, AnyArray, Prompts
 
-Images = Float[AnyArray, "*image h w c"] | ImageState
+Images = Float[AnyArray, "... h w c"] | ImageState
 """Image embeddings, or what `prepare_image` made of them."""
 
 Path = Literal["auto", "plain", "absorbed", "low_rank"]
@@ -184,7 +184,7 @@ def choose_path(tokens: int, prompt_sets: int, has_masks: bool, prepared: bool) 
     return "absorbed"
 
 
-def embeddings_of(images: Images) -> Float[AnyArray, "*image h w c"]:
+def embeddings_of(images: Images) -> Float[AnyArray, "... h w c"]:
     """Return the embeddings, prepared or not."""
     return images.embedding if isinstance(images, ImageState) else images
 

@@ -21,7 +21,7 @@ class MaskDownscaling(nn.Module):
     config: SamConfig
 
     @nn.compact
-    def __call__(self, mask: Float[AnyArray, "4*h 4*w"]) -> Float[Array, "h w c"]:
+    def __call__(self, mask: Float[AnyArray, "my mx"]) -> Float[Array, "my//4 mx//4 c"]:
         """Return the dense embedding of a mask of logits."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
@@ -74,7 +74,7 @@ class PromptEncoder(nn.Module):
         return (jnp.where(is_place, position, 0) + embedding).astype(self.config.dtype)
 
     def dense(
-        self, grid_size: tuple[int, int], mask: Float[AnyArray, "4*h 4*w"] | None, has_mask: Bool[AnyArray, ""] | None
+        self, grid_size: tuple[int, int], mask: Float[AnyArray, "my mx"] | None, has_mask: Bool[AnyArray, ""] | None
     ) -> Float[Array, "h w c"]:
         """Return what is added to the image embedding: the mask's embedding, or that of having no mask.
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from sam_jax.errors import describe
@@ -16,6 +14,9 @@ from sam_jax.prompts import AnyArray, Ragged
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
+
+TracedSize = tuple[int | Array, int | Array]
+"""The same; traced inside `jit`, so that a new size is no new program."""
 
 
 def input_size_for(original_size: Size, image_size: Size = (1024, 1024)) -> Size:
@@ -32,7 +33,7 @@ def input_size_for(original_size: Size, image_size: Size = (1024, 1024)) -> Size
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def to_input_frame(coordinates: Ragged, *, original_size: Size, input_size: Size) -> Float[Array, "*n xy"]:
+def to_input_frame(coordinates: Ragged, *, original_size: TracedSize, input_size: TracedSize) -> Float[Array, "*n xy"]:
     """Move (x, y) clicks or (x0, y0, x1, y1) boxes from the original image to the input frame.
 
     Args:
@@ -43,12 +44,14 @@ def to_input_frame(coordinates: Ragged, *, original_size: Size, input_size: Size
     return _scale(coordinates, original_size, input_size)
 
 
-def to_original_image(coordinates: Ragged, *, original_size: Size, input_size: Size) -> Float[Array, "*n xy"]:
+def to_original_image(
+    coordinates: Ragged, *, original_size: TracedSize, input_size: TracedSize
+) -> Float[Array, "*n xy"]:
     """Move clicks or boxes from the input frame back to the original image; the inverse of `to_input_frame`."""
     return _scale(coordinates, input_size, original_size)
 
 
-def _scale(coordinates: Any, source: Size, target: Size) -> Array:
+def _scale(coordinates: Any, source: TracedSize, target: TracedSize) -> Array:
     coordinates = jnp.asarray(coordinates, jnp.float32)
     if coordinates.ndim == 0 or coordinates.shape[-1] not in (2, 4):
         raise ValueError(f"coordinates must be [..., 2] clicks or [..., 4] boxes, got {describe(coordinates)}.")
@@ -95,7 +98,11 @@ def _coverage(low: int, frame: int, size: int, original: int) -> Float[Array, "l
 
 
 def resize_masks(
-    logits: Float[AnyArray, "*batch my mx"], *, input_size: Size, original_size: Size, image_size: Size | None = None
+    logits: Float[AnyArray, "*batch my mx"],
+    *,
+    input_size: TracedSize,
+    original_size: Size,
+    image_size: Size | None = None,
 ) -> Float[Array, "*batch height width"]:
     """Return logits at the original size: what bilinear to the frame, crop, bilinear to the original gives, in one
     step.
@@ -125,7 +132,7 @@ def resize_masks(
 
 
 def _taps(
-    low: int, frame: int, size: int, original: int
+    low: int, frame: int, size: int | Array, original: int
 ) -> tuple[Int[Array, "original 3"], Float[Array, "original 3"]]:
     """For one axis: the three low-res pixels that each original pixel reads, and their weights.
 
@@ -133,23 +140,23 @@ def _taps(
     """
     if low > frame:
         raise ValueError(f"The input frame must be at least as large as the logits, got {frame} for {low}.")
-    traced = isinstance(size, Tracer)
-    xp, dtype = (jnp, jnp.float32) if traced else (np, np.float64)
-    near, far, share = _bilinear(xp, xp.arange(original, dtype=dtype), original, size)
-    base, _, _ = _bilinear(xp, near, frame, low)
-    weights = xp.zeros((original, 3), dtype)
+    near, far, share = _bilinear(jnp.arange(original), original, size)
+    base, _, _ = _bilinear(near, frame, low)
+    weights = jnp.zeros((original, 3))
     for pixel, weight in ((near, 1 - share), (far, share)):
-        first, second, part = _bilinear(xp, pixel, frame, low)
+        first, second, part = _bilinear(pixel, frame, low)
         for index, amount in ((first, 1 - part), (second, part)):
-            weights = weights + (index - base)[:, None].__eq__(xp.arange(3)) * (weight * amount)[:, None]
-    index = xp.minimum(base[:, None] + xp.arange(3), low - 1).astype(np.int32)
-    return jnp.asarray(index), jnp.asarray(
-        weights, jnp.promote_types(jnp.float32, weights.dtype if traced else jnp.float32)
-    )
+            weights += ((index - base)[:, None] == jnp.arange(3)) * (weight * amount)[:, None]
+    return jnp.minimum(base[:, None] + jnp.arange(3), low - 1), weights
 
 
-def _bilinear(xp: Any, pixel: Any, target: int, source: int) -> tuple[Any, Any, Any]:
-    """The two source pixels around each target pixel's centre (edges clamped), and the second's share."""
-    place = xp.maximum((pixel + 0.5) * (source / target) - 0.5, 0)
-    first = xp.minimum(xp.floor(place), source - 1)
-    return first, xp.minimum(first + 1, source - 1), place - first
+def _bilinear(
+    pixel: Int[Array, " n"], target: int, source: int | Array
+) -> tuple[Int[Array, " n"], Int[Array, " n"], Float[Array, " n"]]:
+    """The two source pixels around each target pixel's centre (edges clamped), and the second's share.
+
+    The place (pixel + 1/2) source / target - 1/2 is counted in units of 1 / (2 target), so that nothing is rounded.
+    """
+    place, unit = jnp.maximum((2 * pixel + 1) * source - target, 0), 2 * target
+    first = place // unit
+    return first, jnp.minimum(first + 1, source - 1), (place - first * unit) / unit

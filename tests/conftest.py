@@ -46,8 +46,7 @@ def typecheck(function: Callable[..., Any]) -> Callable[..., Any]:
     return init
 
 
-CHECKED = ("attention", "layers", "mask_decoder", "positional", "two_way")
-jaxtyping.install_import_hook([f"sam_jax.{name}" for name in CHECKED], f"{__name__}.typecheck")
+jaxtyping.install_import_hook("sam_jax", f"{__name__}.typecheck")
 
 
 @pytest.fixture(scope="session")

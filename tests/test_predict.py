@@ -115,7 +115,7 @@ def test_a_stream_of_requests_compiles_once_per_size() -> None:
     sizes = Sizes(tokens=(4, 9), prompt_sets=(1, 5), images=(2,))
     used = set()
     for _ in range(1000):
-        images, sets, clicks = rng.integers(1, 3), rng.integers(1, 6), rng.integers(1, 8)
+        images, sets, clicks = (int(rng.integers(1, end)) for end in (3, 6, 8))
         shape = (images, sets, clicks)
         prompts = Prompts.build(points=rng.uniform(0, 128, (*shape, 2)), labels=np.ones(shape))
         embeddings = np.zeros((images, *CONFIG.grid_size, CONFIG.width), np.float32)
@@ -259,6 +259,7 @@ def test_what_depends_on_the_image_alone_is_computed_once() -> None:
         (np.zeros((8, 8, 32)), {"points": [[1, 2]]}, r"must come from sam_jax\.Prompts\.build"),
     ],
 )
+@pytest.mark.usefixtures("untyped")
 def test_bad_inputs_are_named_before_any_compilation(embeddings: np.ndarray, prompts: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"(?s){message}"):
         predict_masks(MODEL, VARIABLES, embeddings, prompts)

@@ -196,16 +196,17 @@ def test_the_published_hugging_face_architecture():
     assert found.config == SamConfig(block_norm_eps=1e-6) == identify(tensors).config
 
 
-def test_weights_of_hugging_face_compute_what_they_do_there(hf_model, embedding, compare):
+def test_weights_of_hugging_face_compute_what_they_do_there(hf_model, rng, compare):
     """Names may match while meanings do not, and an epsilon has no name at all: the masks must match."""
     tensors = {name: tensor.numpy() for name, tensor in hf_model.state_dict().items()}
     converted = from_torch(tensors, settings=hf_model.config.to_dict())
+    embedding = rng(*converted.config.grid_size, converted.config.width)
     points = np.array([[[30, 40], [100, 90]], [[64, 5], [12, 99]]], np.float32)
     labels = np.array([[1, 0], [1, 1]])
     prompts = Prompts.build(points=points, labels=labels)
     ours = predict_masks(Sam(converted.config), converted.variables, embedding, prompts)
     theirs = hf_model(
-        image_embeddings=torch.tensor(np.asarray(embedding)).permute(2, 0, 1)[None],
+        image_embeddings=torch.tensor(embedding).permute(2, 0, 1)[None],
         input_points=torch.tensor(points)[None],
         input_labels=torch.tensor(labels)[None],
         multimask_output=True,
