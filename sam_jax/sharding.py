@@ -117,6 +117,7 @@ def split_decode(
         mesh=mesh,
         in_specs=(PartitionSpec(), of_embeddings, of_prompts),
         out_specs=of_prompts,
+        check_vma=False,  # the check fails in the gradient of `erf` (jax 0.12); there are no collectives to check
     )(variables, embeddings, prompts)
 
 
