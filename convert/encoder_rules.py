@@ -1,14 +1,11 @@
-"""The tables between PyTorch's and Flax's names of the image encoders, in the form of `rules.ROWS`.
+"""The tables between PyTorch's and Flax's names of the image encoders.
 
 The Flax paths are those of the encoder's own variables; the names in PyTorch are those of a whole model.
 """
 
-from collections.abc import Callable, Sequence
-
 from sam_jax.convert.layouts import CONV, DENSE, NORM, RAW, Layout, Leaf
-from sam_jax.convert.rules import Row, Spelling
-from sam_jax.image_encoder import ViTConfig
-from sam_jax.tiny_vit import TinyViTConfig
+from sam_jax.convert.rules import Row, Table, numbers
+from sam_jax.encoder_config import TinyViTConfig, ViTConfig
 
 CONV_WITHOUT_BIAS = Layout(CONV.leaves[:1])
 """`nn.Conv2d(bias=False)` and `nn.Conv(use_bias=False)`."""
@@ -121,19 +118,7 @@ TINY_VIT_ROWS: tuple[Row, ...] = (
 """`TinyViT` in `mobile_sam/modeling/tiny_vit_sam.py`. It does not use `norm_head`, `head` and `num_batches_tracked`."""
 
 
-def _numbers(values: Sequence[int]) -> list[Spelling]:
-    return [Spelling(str(i), str(i), str(i)) for i in values]
-
-
-VIT_INDICES: dict[str, Callable[[ViTConfig], Sequence[Spelling]]] = {
-    "block": lambda config: _numbers(range(config.depth)),
-    "windowed": lambda config: _numbers([i for i in range(config.depth) if i not in config.global_blocks]),
-    "global": lambda config: _numbers(config.global_blocks),
-}
-"""What each index of `VIT_ROWS` runs over."""
-
-
-def vit_sizes(config: ViTConfig) -> dict[str, int]:
+def _vit_sizes(config: ViTConfig) -> dict[str, int]:
     """Return what the symbols of `VIT_ROWS` stand for in a configuration."""
     height, width = config.grid_size
     return {
@@ -151,13 +136,19 @@ def vit_sizes(config: ViTConfig) -> dict[str, int]:
     }
 
 
-TINY_VIT_INDICES: dict[str, Callable[[TinyViTConfig], Sequence[Spelling]]] = {
-    f"block{stage}": lambda config, stage=stage: _numbers(range(config.depths[stage])) for stage in range(4)
-}
-"""What each index of `TINY_VIT_ROWS` runs over."""
+VIT = Table(
+    VIT_ROWS,
+    {
+        "block": lambda config: numbers(range(config.depth)),
+        "windowed": lambda config: numbers(i for i in range(config.depth) if i not in config.global_blocks),
+        "global": lambda config: numbers(config.global_blocks),
+    },
+    _vit_sizes,
+)
+"""Meta's ViT."""
 
 
-def tiny_vit_sizes(config: TinyViTConfig) -> dict[str, int]:
+def _tiny_vit_sizes(config: TinyViTConfig) -> dict[str, int]:
     """Return what the symbols of `TINY_VIT_ROWS` stand for in a configuration."""
     sizes = {"s": config.widths[0] // 2, "k": 2 * config.stem_stride - 1, "e": config.out_width}
     for stage, width in enumerate(config.widths):
@@ -165,3 +156,11 @@ def tiny_vit_sizes(config: TinyViTConfig) -> dict[str, int]:
     for stage, (heads, side) in enumerate(zip(config.heads, config.window_sizes, strict=True), start=1):
         sizes |= {f"h{stage}": heads, f"o{stage}": side * side}
     return sizes
+
+
+TINY_VIT = Table(
+    TINY_VIT_ROWS,
+    {f"block{stage}": lambda config, stage=stage: numbers(range(config.depths[stage])) for stage in range(4)},
+    _tiny_vit_sizes,
+)
+"""MobileSAM's TinyViT."""

@@ -92,7 +92,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     if not names:
         raise CheckpointError(f"The folder has none of the files {', '.join((*_FOLDER_FILES, *_FOLDER_INDEXES))}.")
     found = (_open_part if names[0] in _FOLDER_FILES else _open_parts)(folder, names[0])
-    settings = _read_json(folder / "config.json") if (folder / "config.json").exists() else None
+    settings = _read_json(folder / "config.json") if (folder / "config.json").exists() else found.settings
     return dataclasses.replace(found, container=f"Hugging Face folder ({found.container})", settings=settings)
 
 

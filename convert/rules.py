@@ -1,4 +1,4 @@
-"""The table between PyTorch's and Flax's names of the prompt encoder and the mask decoder.
+"""Tables between PyTorch's and Flax's names, and that of the prompt encoder and the mask decoder.
 
 Each row names modules; its layout names their tensors. Everything else follows from the rows: the names in either
 direction, the shapes that a configuration asks for, and the sizes that a file's shapes speak of.
@@ -10,7 +10,7 @@ import functools
 import itertools
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sam_jax.config import SamConfig
 from sam_jax.convert.layouts import CONV, CONV_TRANSPOSE, DENSE, EMBEDDING, NORM, RAW, Layout, Leaf
@@ -27,12 +27,12 @@ class Row(NamedTuple):
 
     Attributes:
       layout: their tensors.
-      size: length of each axis in PyTorch, as symbols of `sizes`, with `/n` for a fraction.
+      size: length of each axis in PyTorch, as symbols of the table, with `/n` for a fraction.
       flax: path in the Flax tree.
       meta: Meta's name.
       hf: Hugging Face's name; Meta's where it is empty.
 
-    A name in braces is an index, see `INDICES`. Tensors along an index that the Flax path lacks are stacked on a new
+    A name in braces is an index of the table. Tensors along an index that the Flax path lacks are stacked on a new
     first axis.
     """
 
@@ -45,6 +45,38 @@ class Row(NamedTuple):
     def name(self, naming: Naming) -> str:
         """Return the row's name in a naming."""
         return self.hf or self.meta if naming == "hf" else self.meta
+
+
+class Spelling(NamedTuple):
+    """One value of an index: how each side writes it."""
+
+    flax: str
+    meta: str
+    hf: str
+
+
+def numbers(values: Iterable[int], hf_offset: int = 0) -> list[Spelling]:
+    """Return the values of an index that counts, alike on every side but for an offset."""
+    return [Spelling(str(i), str(i), str(i + hf_offset)) for i in values]
+
+
+def _words(**torch: str) -> list[Spelling]:
+    return [Spelling(flax, name, name) for flax, name in torch.items()]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+    """All modules of a network.
+
+    Attributes:
+      rows: its modules.
+      indices: name of an index -> what it runs over in a configuration.
+      sizes: what the symbols of the rows stand for in a configuration.
+    """
+
+    rows: tuple[Row, ...]
+    indices: Mapping[str, Callable[[Any], Sequence[Spelling]]]
+    sizes: Callable[[Any], Mapping[str, int]]
 
 
 def _under(flax: str, torch: str, *rows: Row) -> list[Row]:
@@ -117,40 +149,24 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-class Spelling(NamedTuple):
-    """One value of an index: how each side writes it."""
-
-    flax: str
-    meta: str
-    hf: str
-
-
-def _numbers(values: Iterable[int], hf_offset: int = 0) -> list[Spelling]:
-    return [Spelling(str(i), str(i), str(i + hf_offset)) for i in values]
-
-
-def _words(**torch: str) -> list[Spelling]:
-    return [Spelling(flax, name, name) for flax, name in torch.items()]
-
-
 INDICES: dict[str, Callable[[SamConfig], Sequence[Spelling]]] = {
-    "label": lambda config: _numbers(range(4)),
-    "mask": lambda config: _numbers(range(config.num_masks)),
-    "block": lambda config: _numbers(range(config.depth)),
+    "label": lambda config: numbers(range(4)),
+    "mask": lambda config: numbers(range(config.num_masks)),
+    "block": lambda config: numbers(range(config.depth)),
     "projection": lambda config: _words(query="q", key="k", value="v", out="out"),
     "input": lambda config: _words(query="q", key="k", value="v"),
     "cross": lambda config: _words(token_to_image="token_to_image", image_to_token="image_to_token"),
     "norm": lambda config: _words(self_attention="1", token_to_image="2", mlp="3", image_to_token="4"),
     # Hugging Face counts the IoU head's layers from the second one.
-    "first": lambda config: _numbers(range(config.iou_head_depth - 1)[:1]),
-    "middle": lambda config: _numbers(range(1, config.iou_head_depth - 1), hf_offset=-1),
-    "last": lambda config: _numbers([config.iou_head_depth - 1]),
+    "first": lambda config: numbers(range(config.iou_head_depth - 1)[:1]),
+    "middle": lambda config: numbers(range(1, config.iou_head_depth - 1), hf_offset=-1),
+    "last": lambda config: numbers([config.iou_head_depth - 1]),
 }
-"""What each index of the table runs over."""
+"""What each index of `ROWS` runs over."""
 
 
 def sizes(config: SamConfig) -> dict[str, int]:
-    """Return what the symbols of the table stand for in a configuration."""
+    """Return what the symbols of `ROWS` stand for in a configuration."""
     return {
         "c": config.width,
         "d": config.width // config.attention_downsample,
@@ -160,6 +176,10 @@ def sizes(config: SamConfig) -> dict[str, int]:
         "i": config.iou_head_width if config.iou_head_depth > 1 else config.width,
         "m": config.num_masks,
     }
+
+
+DECODER = Table(ROWS, INDICES, sizes)
+"""The prompt encoder and the mask decoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,29 +212,29 @@ class Slot:
 
 
 @functools.lru_cache(maxsize=8)
-def slots(config: SamConfig, naming: Naming) -> tuple[Slot, ...]:
-    """Return one slot for every tensor that a decoder of this configuration has, each exactly once."""
-    return tuple(slot for row in ROWS for slot in _expand(row, config, naming))
+def slots(config: Any, naming: Naming, table: Table = DECODER) -> tuple[Slot, ...]:
+    """Return one slot for every tensor that a network of this configuration has, each exactly once."""
+    return tuple(slot for row in table.rows for slot in _expand(row, config, naming, table))
 
 
-def torch_shapes(config: SamConfig, naming: Naming = "meta") -> dict[str, Shape]:
+def torch_shapes(config: Any, naming: Naming = "meta", table: Table = DECODER) -> dict[str, Shape]:
     """Return the name and shape of every tensor in a state dict of this configuration."""
-    return {slot.name: slot.shape for slot in slots(config, naming)}
+    return {slot.name: slot.shape for slot in slots(config, naming, table)}
 
 
-def flax_shapes(config: SamConfig) -> dict[str, Shape]:
+def flax_shapes(config: Any, table: Table = DECODER) -> dict[str, Shape]:
     """Return the path, with slashes, and shape of every leaf in the Flax tree of this configuration."""
-    return {slot.path: slot.flax_shape for slot in slots(config, "meta")}
+    return {slot.path: slot.flax_shape for slot in slots(config, "meta", table)}
 
 
-def measure(shapes: Mapping[str, Shape], table: Sequence[Slot]) -> dict[str, int]:
-    """Return what the table's symbols stand for by the vote of a file's shapes.
+def measure(shapes: Mapping[str, Shape], places: Sequence[Slot]) -> dict[str, int]:
+    """Return what a table's symbols stand for by the vote of a file's shapes.
 
     Every axis of every tensor has a say, so that one misshapen tensor is found to be the odd one out, instead of all
     the others. Symbols that no tensor speaks of are left out.
     """
     votes: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
-    for slot in table:
+    for slot in places:
         shape = shapes.get(slot.name, ())
         for symbol, length in zip(slot.symbols, shape, strict=False):
             letter, factor = _parse(symbol)
@@ -223,10 +243,10 @@ def measure(shapes: Mapping[str, Shape], table: Sequence[Slot]) -> dict[str, int
     return {letter: counts.most_common(1)[0][0] for letter, counts in votes.items()}
 
 
-def _expand(row: Row, config: SamConfig, naming: Naming) -> Iterator[Slot]:
-    known = sizes(config)
+def _expand(row: Row, config: Any, naming: Naming, table: Table) -> Iterator[Slot]:
+    known = table.sizes(config)
     symbols = dict(zip(row.layout.axes, row.size.split(), strict=True))
-    indices = {field: INDICES[field](config) for field in _fields(row.meta)}
+    indices = {field: table.indices[field](config) for field in _fields(row.meta)}
     stacked = next((field for field in indices if field not in _fields(row.flax)), None)
     for values in itertools.product(*indices.values()):
         chosen = dict(zip(indices, values, strict=True))

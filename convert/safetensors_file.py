@@ -7,6 +7,7 @@ from typing import Any
 import safetensors
 
 from sam_jax.convert.mapped_file import MappedFile, Region
+from sam_jax.convert.settings import OWN
 from sam_jax.convert.stored_tensor import DTYPES, Checkpoint, StoredTensor, collect
 from sam_jax.errors import CheckpointError, describe
 
@@ -57,7 +58,14 @@ def open_safetensors(file: MappedFile) -> Checkpoint:
     found = collect(tensors, file.size)
     if not found:
         raise CheckpointError("The file holds no tensors.")
-    return Checkpoint(found, "safetensors")
+    return Checkpoint(found, "safetensors", settings=_settings(header.get("__metadata__", {})))
+
+
+def _settings(metadata: dict[str, str]) -> dict[str, Any] | None:
+    """Return the settings that we wrote into a file's metadata; None for another program's file."""
+    if OWN not in metadata:
+        return None
+    return {OWN: parse_json(metadata[OWN].encode(errors="surrogatepass"), f"entry {OWN} of the safetensors metadata")}
 
 
 def _judge(file: MappedFile) -> None:

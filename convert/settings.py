@@ -1,13 +1,21 @@
-"""The settings of a checkpoint's decoder: from its shapes and its family, or from a Hugging Face `config.json`."""
+"""The settings of a checkpoint's decoder: from its shapes and its family, or from a Hugging Face `config.json`; and
+those that we write beside the weights ourselves.
+"""
 
+import dataclasses
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sam_jax.config import SamConfig
-from sam_jax.convert.families import NOT_YET, Family
+from sam_jax.convert.families import FAMILIES, NOT_YET, Family
 from sam_jax.convert.rules import Naming, Shape, measure, slots
+from sam_jax.encoder_config import EncoderConfig, config_from_dict, config_to_dict
 from sam_jax.errors import CheckpointError, describe
+
+OWN = "sam_jax"
+"""The key of our own settings, in the metadata of a `.safetensors` file and among those of an opened checkpoint."""
 
 _MOST = 1024
 """More layers or masks than any decoder has. A hostile file must not get to ask for a table that fills the memory."""
@@ -81,21 +89,85 @@ def config_from_hf(settings: Mapping[str, Any]) -> SamConfig:
         later = isinstance(kind, str) and kind.startswith(_LATER_MODEL_TYPES)
         raise CheckpointError(f"config.json has model_type {describe(kind)}. {NOT_YET if later else 'sam is wanted.'}")
     prompt, decoder, vision = (
-        _section(settings, name) for name in ("prompt_encoder_config", "mask_decoder_config", "vision_config")
+        section_of(settings, name) for name in ("prompt_encoder_config", "mask_decoder_config", "vision_config")
     )
-    _demand(prompt, hidden_act="gelu", layer_norm_eps=1e-6, num_point_embeddings=4)
-    _demand(decoder, hidden_act="relu")
-    grid = _length(prompt, "image_size", 1024) // _length(prompt, "patch_size", 16)
-    if grid != (seen := _length(vision, "image_size", 1024) // _length(vision, "patch_size", 16)):
+    demand(prompt, hidden_act="gelu", layer_norm_eps=1e-6, num_point_embeddings=4)
+    demand(decoder, hidden_act="relu")
+    grid = positive(prompt, "image_size", 1024) // positive(prompt, "patch_size", 16)
+    if grid != (seen := positive(vision, "image_size", 1024) // positive(vision, "patch_size", 16)):
         raise CheckpointError(f"config.json's prompt encoder has a grid of {grid}, its vision encoder one of {seen}.")
     return _config(
-        image_size=(_length(prompt, "image_size", 1024),) * 2,
+        image_size=(positive(prompt, "image_size", 1024),) * 2,
         grid_size=(grid, grid),
-        mask_channels=_length(prompt, "mask_input_channels", 16),
+        mask_channels=positive(prompt, "mask_input_channels", 16),
         block_norm_eps=decoder.get("layer_norm_eps", 1e-6),
         final_norm_eps=1e-5,
         **{field: decoder[key] for key, field in _HF_DECODER.items() if key in decoder},
     )
+
+
+def own_metadata(config: SamConfig, encoder: EncoderConfig | None = None, family: str | None = None) -> dict[str, str]:
+    """Return what to write into the metadata of a `.safetensors` file, so that reading it needs no guess.
+
+    Args:
+      config: settings of the decoder in the file.
+      encoder: settings of the image encoder, where the file has one.
+      family: a name of `FAMILIES`; any other is not kept.
+    """
+    settings = {
+        "family": family if family in FAMILIES else None,
+        "decoder": dataclasses.asdict(config),
+        "encoder": config_to_dict(encoder) if encoder else None,
+    }
+    return {OWN: json.dumps(settings)}
+
+
+def own_family(settings: Mapping[str, Any] | None) -> Family | None:
+    """Return the family that our own settings name; None where they do not, or are none of ours.
+
+    Raises:
+      CheckpointError: if they are damaged.
+    """
+    name = _own(settings).get("family")
+    if name is None:
+        return None
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise CheckpointError(f"The settings beside the weights name a family {describe(name)}, which is not known.")
+    return FAMILIES[name]
+
+
+def own_config(settings: Mapping[str, Any]) -> SamConfig:
+    """Return the decoder's settings of our own ones.
+
+    Raises:
+      CheckpointError: if they are damaged.
+    """
+    values = _own(settings).get("decoder")
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"The decoder's settings beside the weights must be an object, got {describe(values)}.")
+    return _config(**values)
+
+
+def own_encoder_config(settings: Mapping[str, Any] | None) -> EncoderConfig | None:
+    """Return the image encoder's settings of our own ones; None where they do not have it, or are none of ours.
+
+    Raises:
+      CheckpointError: if they are damaged.
+    """
+    values = _own(settings).get("encoder")
+    if values is None:
+        return None
+    try:
+        return config_from_dict(values)
+    except ValueError as error:
+        raise CheckpointError(f"The settings beside the weights are damaged: {error}") from error
+
+
+def _own(settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    own = (settings or {}).get(OWN, {})
+    if not isinstance(own, Mapping):
+        raise CheckpointError(f"The settings beside the weights must be an object, got {describe(own)}.")
+    return own
 
 
 def _count(names: Iterable[str], prefix: str) -> int:
@@ -106,7 +178,7 @@ def _count(names: Iterable[str], prefix: str) -> int:
 
 def _config(**values: Any) -> SamConfig:
     try:
-        config = SamConfig(**values)
+        config = SamConfig.from_dict(values)
     except ValueError as error:
         raise CheckpointError(f"No decoder can have this checkpoint's sizes: {error}") from error
     if (most := max(config.depth, config.iou_head_depth, config.num_masks)) > _MOST:
@@ -114,20 +186,23 @@ def _config(**values: Any) -> SamConfig:
     return config
 
 
-def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def section_of(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a section of a `config.json`; an empty one where it is not there."""
     section = settings.get(name) or {}
     if not isinstance(section, Mapping):
         raise CheckpointError(f"config.json's {name} must be an object, got {describe(section)}.")
     return section
 
 
-def _demand(section: Mapping[str, Any], **values: Any) -> None:
+def demand(section: Mapping[str, Any], **values: Any) -> None:
+    """Refuse a section of a `config.json` in which an entry has another value than these."""
     for key, value in values.items():
         if section.get(key, value) != value:
             raise CheckpointError(f"config.json has {key} {describe(section[key])} where only {value!r} is supported.")
 
 
-def _length(section: Mapping[str, Any], key: str, usual: int) -> int:
+def positive(section: Mapping[str, Any], key: str, usual: int) -> int:
+    """Return an entry of a `config.json` that must be a positive integer."""
     value = section.get(key, usual)
     if type(value) is not int or value < 1:
         raise CheckpointError(f"config.json's {key} must be a positive integer, got {describe(value)}.")

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -11,9 +11,11 @@ from sam_jax.config import SamConfig
 from sam_jax.convert.families import Family, find_family, listing, recognise, refuse_relatives, refuse_strangers
 from sam_jax.convert.gaps import Described, Gaps, compare
 from sam_jax.convert.names import sort_out
-from sam_jax.convert.rules import NAMINGS, Naming, Slot, flax_shapes, slots, torch_shapes
-from sam_jax.convert.settings import config_from_hf, config_from_shapes, frame
+from sam_jax.convert.rules import DECODER, NAMINGS, Naming, Slot, Table, flax_shapes, slots, torch_shapes
+from sam_jax.convert.settings import OWN, config_from_hf, config_from_shapes, frame, own_config, own_family
 from sam_jax.errors import CheckpointError, describe
+
+Config = TypeVar("Config")
 
 # Hugging Face ties these two; files hold either or both.
 _GAUSSIAN = "shared_image_embedding.positional_embedding"
@@ -21,39 +23,39 @@ _GAUSSIAN_TWIN = "prompt_encoder.shared_embedding.positional_embedding"
 
 
 @dataclasses.dataclass(frozen=True)
-class Identification:
+class Identification(Generic[Config]):
     """What a checkpoint is, as far as names, shapes and dtypes tell.
 
     Attributes:
       family: whose settings it has.
       naming: whose names its tensors have.
-      config: the decoder that it should hold.
-      sources: plain name -> name in the file, of the decoder's tensors.
-      ignored: names in the file of tensors that are not the decoder's.
-      gaps: where it is not that decoder.
+      config: the decoder, or the image encoder, that it should hold.
+      sources: plain name -> name in the file, of its tensors.
+      ignored: names in the file of all others.
+      gaps: where it is not that.
     """
 
     family: Family
     naming: Naming
-    config: SamConfig
+    config: Config
     sources: Mapping[str, str]
     ignored: tuple[str, ...]
     gaps: Gaps
 
 
 @dataclasses.dataclass(frozen=True)
-class Conversion:
-    """A converted checkpoint.
+class Conversion(Generic[Config]):
+    """A converted decoder, or image encoder.
 
     Attributes:
-      config: settings of the decoder.
+      config: its settings.
       variables: `{"params": ..., "constants": ...}`, nested dicts of arrays in the file's dtypes.
       family: where the settings that weights do not tell are from.
       naming: whose names the tensors had.
-      ignored: names in the file of tensors that are not the decoder's.
+      ignored: names in the file of all other tensors.
     """
 
-    config: SamConfig
+    config: Config
     variables: dict[str, Any]
     family: Family
     naming: Naming
@@ -62,13 +64,14 @@ class Conversion:
 
 def identify(
     tensors: Mapping[str, Described], *, family: str | None = None, settings: Mapping[str, Any] | None = None
-) -> Identification:
-    """Say what a checkpoint is without reading any data. Gaps are reported, not raised.
+) -> Identification[SamConfig]:
+    """Say what a checkpoint's decoder is without reading any data. Gaps are reported, not raised.
 
     Args:
       tensors: name in the file -> anything with a shape and a dtype.
       family: a name of `FAMILIES`, whose settings to use whatever the names and `settings` say.
-      settings: the content of a Hugging Face `config.json`.
+      settings: what `open_checkpoint` found beside the weights: the content of a Hugging Face `config.json`, or what
+        `own_metadata` made.
 
     Raises:
       CheckpointError: if it is of a kind that cannot be converted, or two tensors claim the same name.
@@ -80,11 +83,14 @@ def identify(
     if not names.has_decoder:
         refuse_strangers(text)
     naming = _naming(names.tensors)
-    chosen = find_family(family) if family else recognise(text, naming)
+    chosen = choose_family(family, settings, text, naming)
     sources = _one_gaussian(names.tensors)
     found = {name: tensors[source] for name, source in sources.items() if name != _GAUSSIAN_TWIN}
     if settings is None:
         config = config_from_shapes({name: tuple(found[name].shape) for name in found}, naming, chosen, text)
+    elif OWN in settings:
+        config = own_config(settings)
+        config = dataclasses.replace(config, **frame(chosen, text)) if family else config
     elif naming != "hf":
         raise CheckpointError("A config.json came with tensors that have Meta's names, so that it cannot be theirs.")
     else:
@@ -96,13 +102,13 @@ def identify(
 
 def from_torch(
     tensors: Mapping[str, Any], *, family: str | None = None, settings: Mapping[str, Any] | None = None
-) -> Conversion:
+) -> Conversion[SamConfig]:
     """Convert a checkpoint's prompt encoder and mask decoder to Flax variables. Only their tensors are read.
 
     Args:
       tensors: name in the file -> array, or anything with `shape`, `dtype` and `read()`.
       family: a name of `FAMILIES`, whose settings to use whatever the names and `settings` say.
-      settings: the content of a Hugging Face `config.json`.
+      settings: what `open_checkpoint` found beside the weights, as for `identify`.
 
     Raises:
       CheckpointError: if it is of a kind that cannot be converted; or listing every tensor that is missing, unexpected,
@@ -114,11 +120,10 @@ def from_torch(
         raise CheckpointError(
             f"The checkpoint does not fit the decoder of {found.family.title} ({found.naming} names).\n{found.gaps}"
         )
-    read = {name: _read(tensors[source]) for name, source in found.sources.items()}
-    if _GAUSSIAN_TWIN in read and not _same_bits(read[_GAUSSIAN], read[_GAUSSIAN_TWIN]):
+    twins = [_read(tensors[found.sources[name]]) for name in (_GAUSSIAN, _GAUSSIAN_TWIN) if name in found.sources]
+    if len(twins) == 2 and not _same_bits(*twins):
         raise CheckpointError(f"{_GAUSSIAN} and {_GAUSSIAN_TWIN} must be the same matrix, and they differ.")
-    leaves = _leaves(read, slots(found.config, found.naming))
-    return Conversion(found.config, _nest(leaves), found.family, found.naming, found.ignored)
+    return read_variables(tensors, found, DECODER)
 
 
 def to_torch(model: Any, variables: Mapping[str, Any], naming: Naming = "meta") -> dict[str, np.ndarray]:
@@ -133,13 +138,39 @@ def to_torch(model: Any, variables: Mapping[str, Any], naming: Naming = "meta") 
       CheckpointError: listing every leaf that is missing, unexpected, misshapen or of another dtype than a float's.
       ValueError: if there is no such naming.
     """
+    return write_variables(model.config, variables, naming, DECODER)
+
+
+def choose_family(family: str | None, settings: Mapping[str, Any] | None, text: str, naming: Naming) -> Family:
+    """Return the family that is asked for, else the one that our own settings name, else what a listing speaks of."""
+    return find_family(family) if family else own_family(settings) or recognise(text, naming)
+
+
+def read_variables(tensors: Mapping[str, Any], found: Identification[Config], table: Table) -> Conversion[Config]:
+    """Read the tensors of an identified network into its Flax tree.
+
+    Raises:
+      CheckpointError: if tensors that become one leaf have several dtypes.
+    """
+    places = slots(found.config, found.naming, table)
+    leaves = _leaves({slot.name: _read(tensors[found.sources[slot.name]]) for slot in places}, places)
+    return Conversion(found.config, _nest(leaves), found.family, found.naming, found.ignored)
+
+
+def write_variables(config: Any, variables: Mapping[str, Any], naming: Naming, table: Table) -> dict[str, np.ndarray]:
+    """Return the state dict of a Flax tree: the inverse of `read_variables`.
+
+    Raises:
+      CheckpointError: listing every leaf that is missing, unexpected, misshapen or of another dtype than a float's.
+      ValueError: if there is no such naming.
+    """
     if naming not in NAMINGS:
         raise ValueError(f"naming must be one of {', '.join(NAMINGS)}, got {describe(naming)}.")
     leaves = {path: np.asarray(leaf) for path, leaf in _flatten(variables)}
-    gaps = compare(leaves, flax_shapes(model.config), {path: path for path in leaves})
+    gaps = compare(leaves, flax_shapes(config, table), {path: path for path in leaves})
     if gaps:
         raise CheckpointError(f"The variables do not fit the model's configuration.\n{gaps}")
-    return {slot.name: slot.leaf.to_torch(_part(leaves[slot.path], slot)) for slot in slots(model.config, naming)}
+    return {slot.name: slot.leaf.to_torch(_part(leaves[slot.path], slot)) for slot in slots(config, naming, table)}
 
 
 def _naming(plain: Iterable[str]) -> Naming:
@@ -155,11 +186,11 @@ def _one_gaussian(sources: Mapping[str, str]) -> dict[str, str]:
     return dict(sources)
 
 
-def _leaves(read: Mapping[str, np.ndarray], table: Iterable[Slot]) -> dict[str, np.ndarray]:
+def _leaves(read: Mapping[str, np.ndarray], places: Iterable[Slot]) -> dict[str, np.ndarray]:
     """Return path -> leaf, with the tensors of a stacked leaf put together in the table's order."""
     parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     stacked = set()
-    for slot in table:
+    for slot in places:
         parts[slot.path].append(slot.leaf.to_flax(read[slot.name]))
         stacked |= {slot.path} if slot.position is not None else set()
     mixed = [path for path, arrays in parts.items() if len({array.dtype for array in arrays}) > 1]

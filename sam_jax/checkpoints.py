@@ -10,14 +10,16 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sam_jax.atomic import written_whole
-from sam_jax.config import SamConfig
 from sam_jax.convert.download import locate
+from sam_jax.convert.encoders import TABLES, encoder_from_torch
 from sam_jax.convert.gaps import compare
 from sam_jax.convert.reader import open_checkpoint
-from sam_jax.convert.rules import flax_shapes
+from sam_jax.convert.rules import DECODER, Table, flax_shapes
 from sam_jax.convert.state_dict import from_torch
+from sam_jax.encoder_config import kind_of
+from sam_jax.encoders import Encoder, make_encoder
 from sam_jax.errors import CheckpointError
-from sam_jax.manifest import ArraySpec, Manifest, Provenance, is_saved
+from sam_jax.manifest import ENCODER, ArraySpec, Manifest, Provenance, is_saved
 from sam_jax.model import Sam
 
 Variables = dict[str, Any]
@@ -28,11 +30,15 @@ def save(
     path: str | os.PathLike[str],
     model: Sam,
     variables: Variables,
+    encoder: Encoder | None = None,
+    encoder_variables: Variables | None = None,
     *,
     provenance: Provenance | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write model and variables as one folder that `load` reads back bit for bit, on any number of devices.
+
+    With an image encoder, `load_encoder` reads that from the same folder.
 
     The folder is an orbax checkpoint of `variables` with a `config.json` beside the arrays (`sam_jax.manifest`). It
     appears whole or not at all, and a checkpoint that it replaces is there until then. Of several processes, one saves.
@@ -41,23 +47,31 @@ def save(
       path: the folder to make.
       model: its config is kept.
       variables: what `model.apply` takes; arrays of any device, or of several that this process can read.
+      encoder: an image encoder to keep in the same folder.
+      encoder_variables: what `encoder.apply` takes.
       provenance: where the weights come from.
       overwrite: replace a checkpoint that is at `path` already.
 
     Raises:
-      CheckpointError: if the variables are not those of the model.
+      CheckpointError: if the variables are not those of the model, or of the encoder.
       FileExistsError: if `path` exists and `overwrite` is false, or is something else than such a folder.
     """
-    target, variables = Path(path).expanduser(), jax.device_get(variables)
-    leaves: dict[str, Any] = flatten_dict(variables, sep="/")
-    arrays = {name: ArraySpec(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
-    _check_arrays(model.config, arrays, "The variables")
+    target, variables, encoder_variables = Path(path).expanduser(), *jax.device_get((variables, encoder_variables))
+    arrays = _described(variables)
+    _check_arrays(model.config, DECODER, arrays, "The variables")
+    if encoder:
+        of_encoder = _described(encoder_variables or {})
+        _check_arrays(encoder.config, TABLES[kind_of(encoder.config)], of_encoder, "The encoder's variables")
+        arrays |= {f"{ENCODER}/{name}": array for name, array in of_encoder.items()}
     if target.is_dir() and any(target.iterdir()) and not is_saved(target):
         raise FileExistsError(f"{target} is a folder of something else than a checkpoint and is not replaced.")
     with written_whole(target, overwrite=overwrite) as folder:
         with _checkpointer() as checkpointer:
             checkpointer.save(folder, variables)
-        Manifest.of(folder, model.config, provenance or Provenance(), arrays).write(folder)
+            if encoder:
+                checkpointer.save(folder / ENCODER, encoder_variables)
+        of_encoder = encoder.config if encoder else None
+        Manifest.of(folder, model.config, provenance or Provenance(), arrays, of_encoder).write(folder)
 
 
 def load(path: str | os.PathLike[str], *, family: str | None = None) -> tuple[Sam, Variables]:
@@ -84,6 +98,27 @@ def load(path: str | os.PathLike[str], *, family: str | None = None) -> tuple[Sa
     return Sam(conversion.config), jax.tree.map(jnp.asarray, conversion.variables)
 
 
+def load_encoder(path: str | os.PathLike[str], *, family: str | None = None) -> tuple[Encoder, Variables]:
+    """Read the image encoder of a checkpoint of any kind, and its variables on the default device.
+
+    `encoder.apply(variables, frame)` makes the image embedding [h, w, c] of a frame that `sam_jax.preprocess` prepared.
+
+    Args:
+      path: what `load` takes; a folder must have been made with the encoder.
+      family: as for `load`.
+
+    Raises:
+      CheckpointError: if there is no such checkpoint, it is damaged, or it has no image encoder that is known.
+      ValueError: if there is no such family.
+    """
+    found = locate(path)
+    if is_saved(found):
+        return restore_encoder(found, family=family)
+    checkpoint = open_checkpoint(found)
+    conversion = encoder_from_torch(checkpoint.tensors, family=family, settings=checkpoint.settings)
+    return make_encoder(conversion.config), jax.tree.map(jnp.asarray, conversion.variables)
+
+
 def restore(folder: Path, *, family: str | None = None) -> tuple[Sam, Variables, Provenance]:
     """Read what `save` wrote: the model, its variables on the default device, and where they come from.
 
@@ -91,18 +126,46 @@ def restore(folder: Path, *, family: str | None = None) -> tuple[Sam, Variables,
       CheckpointError: if the folder is unfinished, damaged, not of the family where one is given, or holds other arrays
         than its config asks for.
     """
+    manifest = _manifest(folder, family)
+    variables = _restore_part(folder, manifest, "", manifest.config, DECODER)
+    return Sam(manifest.config), variables, manifest.provenance
+
+
+def restore_encoder(folder: Path, *, family: str | None = None) -> tuple[Encoder, Variables]:
+    """Read the image encoder that `save` wrote, and its variables on the default device.
+
+    Raises:
+      CheckpointError: if the folder has none, or as for `restore`.
+    """
+    manifest = _manifest(folder, family)
+    config = manifest.encoder
+    if config is None:
+        raise CheckpointError(
+            f"{folder} has no image encoder. To keep it, convert the original checkpoint with `sam-jax convert"
+            " --encoder`, or give it to `sam_jax.save`."
+        )
+    return make_encoder(config), _restore_part(folder, manifest, ENCODER, config, TABLES[kind_of(config)])
+
+
+def _manifest(folder: Path, family: str | None) -> Manifest:
     manifest = Manifest.read(folder)
     if family not in (None, manifest.provenance.family):
         raise CheckpointError(f"{folder} is of the family {manifest.provenance.family}, and {family} is asked for.")
-    manifest.check_files(folder)
-    _check_arrays(manifest.config, manifest.arrays, f"The arrays of {folder}")
-    target = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in manifest.arrays.items()}
+    return manifest
+
+
+def _restore_part(folder: Path, manifest: Manifest, part: str, config: Any, table: Table) -> Variables:
+    """Read the arrays of the decoder or of the encoder. Files of the other are not looked at."""
+    manifest.check_files(folder, part)
+    arrays = manifest.arrays_of(part)
+    _check_arrays(config, table, arrays, f"The arrays of {folder}")
+    target = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
     try:
         with _checkpointer() as checkpointer:
-            variables = checkpointer.restore(folder.resolve(), unflatten_dict(target, sep="/"))
+            variables = checkpointer.restore(folder.resolve() / part, unflatten_dict(target, sep="/"))
     except Exception as error:  # orbax believes its files: forged ones end in any kind
         raise CheckpointError(f"The arrays of {folder} cannot be read: {error}") from error
-    return Sam(manifest.config), jax.tree.map(jnp.asarray, variables), manifest.provenance
+    return jax.tree.map(jnp.asarray, variables)
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
@@ -114,7 +177,12 @@ def _checkpointer() -> ocp.StandardCheckpointer:
     return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
-def _check_arrays(config: SamConfig, arrays: dict[str, ArraySpec], whose: str) -> None:
-    gaps = compare(arrays, flax_shapes(config), {name: name for name in arrays})
+def _described(variables: Variables) -> dict[str, ArraySpec]:
+    leaves: dict[str, Any] = flatten_dict(variables, sep="/")
+    return {name: ArraySpec(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
+
+
+def _check_arrays(config: Any, table: Table, arrays: dict[str, ArraySpec], whose: str) -> None:
+    gaps = compare(arrays, flax_shapes(config, table), {name: name for name in arrays})
     if gaps:
         raise CheckpointError(f"{whose} do not fit the model's config.\n{gaps}")

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from sam_jax.config import DTYPES, DType
+from sam_jax.encoder_config import VIT_B, ViTConfig
 from sam_jax.errors import describe
 from sam_jax.layers import CONV_NORM_EPS, gelu, layer_norm
 
@@ -20,84 +20,6 @@ BLOCK_NORM_EPS = 1e-6
 
 CHUNK_LOGITS = 1 << 21
 """Attention logits that exist at one time for one image: 8 MB in float32, so that a CPU's cache holds them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ViTConfig:
-    """Everything about the image encoder that its weights are built or read with.
-
-    The defaults are those of ViT-B in `segment_anything/build_sam.py`.
-
-    Attributes:
-      width: channels inside the encoder.
-      depth: number of blocks.
-      heads: attention heads of every block.
-      mlp_ratio: hidden width of each block's MLP as a multiple of `width`.
-      patch_size: side in pixels of the square that becomes one token.
-      window_size: side in tokens of the windows that most blocks attend within.
-      global_blocks: indices, in rising order, of the blocks that attend to the whole image.
-      out_width: channels `c` of the image embedding.
-      image_size: height and width in pixels of the padded input frame.
-      dtype: compute dtype. Norms and softmaxes stay in float32 (float64 where that is the compute dtype).
-      remat: keep only the blocks' inputs for the backward pass and compute the rest a second time. It asks the compiler
-        to save memory; XLA for CPUs does not follow.
-    """
-
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_ratio: int = 4
-    patch_size: int = 16
-    window_size: int = 14
-    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
-    out_width: int = 256
-    image_size: tuple[int, int] = (1024, 1024)
-    dtype: DType = "float32"
-    remat: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "global_blocks", tuple(self.global_blocks))
-        object.__setattr__(self, "image_size", tuple(self.image_size))
-        for name in ("width", "depth", "heads", "mlp_ratio", "patch_size", "window_size", "out_width"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"ViTConfig.{name} must be a positive integer, got {describe(value)}.")
-        if self.width % self.heads:
-            raise ValueError(f"ViTConfig.width must be divisible by heads = {self.heads}, got {self.width}.")
-        if not self.global_blocks or sorted(set(self.global_blocks) & set(range(self.depth))) != [*self.global_blocks]:
-            raise ValueError(
-                f"ViTConfig.global_blocks must be rising indices of the {self.depth} blocks, at least one, "
-                f"got {describe(self.global_blocks)}."
-            )
-        sizes = range(self.patch_size, 1 << 16, self.patch_size)
-        if len(self.image_size) != 2 or not all(type(size) is int and size in sizes for size in self.image_size):
-            raise ValueError(
-                f"ViTConfig.image_size must be (height, width), two multiples of patch_size = {self.patch_size}, "
-                f"got {describe(self.image_size)}."
-            )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"ViTConfig.dtype must be one of {', '.join(DTYPES)}, got {describe(self.dtype)}.")
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """Height and width `h w` of the image embedding."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
-    def window(self, block: int) -> tuple[int, int]:
-        """Return the height and width in tokens that one block attends within."""
-        return self.grid_size if block in self.global_blocks else (self.window_size, self.window_size)
-
-
-VIT_B = ViTConfig()
-"""`vit_b` of the official package."""
-VIT_L = ViTConfig(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))
-"""`vit_l` of the official package."""
-VIT_H = ViTConfig(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))
-"""`vit_h` of the official package."""
-VIT_TINY = ViTConfig(
-    width=32, depth=4, heads=2, window_size=3, global_blocks=(1, 3), out_width=32, image_size=(128, 128)
-)
-"""An encoder small enough for tests and first steps; its windows do not divide its grid, as in the full ones."""
 
 
 def split_windows(x: Float[Array, "h w c"], window: tuple[int, int]) -> Float[Array, "n a b c"]:

@@ -13,9 +13,13 @@ import ml_dtypes  # noqa: F401 - makes numpy know bfloat16 by name
 import numpy as np
 
 from sam_jax.config import SamConfig
+from sam_jax.encoder_config import EncoderConfig, config_from_dict, config_to_dict
 from sam_jax.errors import CheckpointError, describe
 
 NAME = "config.json"
+ENCODER = "encoder"
+"""Of an image encoder: the folder of its files within the checkpoint, and what the paths of its arrays begin with."""
+
 _ORBAX_FILES = ("_METADATA", "manifest.ocdbt")
 _ARRAY = re.compile(r"(bfloat16|float(?:16|32|64))\[((?:[1-9]\d*(?:,[1-9]\d*)*)?)\]")
 
@@ -72,6 +76,7 @@ class Manifest:
       files: path of each other file in the folder -> its SHA-256, as the array files themselves have no checksum that
         would notice a flipped bit.
       version: of the library that wrote the folder.
+      encoder: settings of the image encoder, where the folder has one.
     """
 
     config: SamConfig
@@ -79,16 +84,31 @@ class Manifest:
     arrays: dict[str, ArraySpec]
     files: dict[str, str]
     version: str
+    encoder: EncoderConfig | None = None
 
     @classmethod
-    def of(cls, folder: Path, config: SamConfig, provenance: Provenance, arrays: dict[str, ArraySpec]) -> "Manifest":
+    def of(
+        cls,
+        folder: Path,
+        config: SamConfig,
+        provenance: Provenance,
+        arrays: dict[str, ArraySpec],
+        encoder: EncoderConfig | None = None,
+    ) -> "Manifest":
         """Describe a folder in which everything but the manifest has been written."""
         files = {name: sha256(path) for name, path in _files(folder).items()}
-        return cls(config, provenance, arrays, files, importlib.metadata.version("sam-jax"))
+        return cls(config, provenance, arrays, files, importlib.metadata.version("sam-jax"), encoder)
+
+    def arrays_of(self, part: str) -> dict[str, ArraySpec]:
+        """Return the arrays of the decoder (`""`) or of the image encoder (`ENCODER`), by path in its variables."""
+        return {_inner(name): array for name, array in self.arrays.items() if _part(name) == part}
 
     def write(self, folder: Path) -> None:
         """Write the manifest, which makes `folder` a checkpoint."""
         values = dataclasses.asdict(self) | {"arrays": {name: str(leaf) for name, leaf in self.arrays.items()}}
+        del values["encoder"]
+        if self.encoder:
+            values["encoder"] = config_to_dict(self.encoder)
         (folder / NAME).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
     @classmethod
@@ -105,14 +125,16 @@ class Manifest:
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{folder / NAME} is damaged or not of sam-jax: {error}") from error
 
-    def check_files(self, folder: Path) -> None:
-        """Raise a CheckpointError that lists every file of the folder that is missing or not what was written."""
-        found = _files(folder)
-        missing = [f"{name} is missing" for name in self.files if name not in found]
+    def check_files(self, folder: Path, part: str) -> None:
+        """Check the files of the decoder (`""`) or of the image encoder (`ENCODER`).
+
+        Raises:
+          CheckpointError: listing every file that is missing or not what was written.
+        """
+        found, wanted = _files(folder), {name: digest for name, digest in self.files.items() if _part(name) == part}
+        missing = [f"{name} is missing" for name in wanted if name not in found]
         changed = [
-            f"{name} is damaged"
-            for name, digest in self.files.items()
-            if name in found and sha256(found[name]) != digest
+            f"{name} is damaged" for name, digest in wanted.items() if name in found and sha256(found[name]) != digest
         ]
         if missing or changed:
             raise CheckpointError(f"The checkpoint {folder} is not whole: {'; '.join(missing + changed)}.")
@@ -140,8 +162,18 @@ def _files(folder: Path) -> dict[str, Path]:
     }
 
 
+def _part(name: str) -> str:
+    return ENCODER if name.startswith(f"{ENCODER}/") else ""
+
+
+def _inner(name: str) -> str:
+    return name.removeprefix(f"{ENCODER}/")
+
+
 def _parse(values: Any) -> Manifest:
-    values = _object("the manifest", values, {field.name for field in dataclasses.fields(Manifest)})
+    keys = {field.name for field in dataclasses.fields(Manifest)}
+    encoder = config_from_dict(values[ENCODER]) if isinstance(values, dict) and ENCODER in values else None
+    values = _object("the manifest", values, keys if encoder else keys - {ENCODER})
     provenance = _object("provenance", values["provenance"], {field.name for field in dataclasses.fields(Provenance)})
     for name, value in provenance.items():
         if not isinstance(value, str | None):
@@ -154,6 +186,7 @@ def _parse(values: Any) -> Manifest:
         arrays={name: ArraySpec.parse(text) for name, text in _object("arrays", values["arrays"]).items()},
         files=_object("files", values["files"]),
         version=values["version"],
+        encoder=encoder,
     )
 
 

@@ -1,6 +1,5 @@
 """MobileSAM's image encoder: TinyViT, behind the same interface as SAM's (`mobile_sam/modeling/tiny_vit_sam.py`)."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,7 +9,7 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float, Int
 
-from sam_jax.config import DTYPES, DType
+from sam_jax.encoder_config import TINY_VIT, TinyViTConfig
 from sam_jax.errors import describe
 from sam_jax.image_encoder import GeluMlp, Neck, merge_windows, split_windows
 from sam_jax.layers import gelu, layer_norm
@@ -19,77 +18,6 @@ NORM_EPS = 1e-5
 """Epsilon of the batch norms, and of the norms of tokens."""
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-
-
-@dataclasses.dataclass(frozen=True)
-class TinyViTConfig:
-    """Everything about a TinyViT that its weights are built or read with.
-
-    The defaults are MobileSAM's (`vit_t` in `mobile_sam/build_sam.py`). There are four stages: one of convolutions,
-    three of attention. A merge after each of the first three changes the channels; the first two also halve the map.
-
-    Attributes:
-      widths: channels of each stage.
-      depths: blocks of each stage.
-      heads: attention heads of the last three stages.
-      window_sizes: side in tokens of the windows that the last three stages attend within.
-      ratio: hidden channels of a block as a multiple of its stage's.
-      stem_stride: stride of both convolutions before the first stage. LiteMedSAM has 1, and then they are 1x1, not 3x3.
-      out_width: channels `c` of the image embedding.
-      image_size: height and width in pixels of the padded input frame.
-      dtype: compute dtype. Norms and softmaxes stay in float32 (float64 where that is the compute dtype).
-    """
-
-    widths: tuple[int, int, int, int] = (64, 128, 160, 320)
-    depths: tuple[int, int, int, int] = (2, 2, 6, 2)
-    heads: tuple[int, int, int] = (4, 5, 10)
-    window_sizes: tuple[int, int, int] = (7, 14, 7)
-    ratio: int = 4
-    stem_stride: int = 2
-    out_width: int = 256
-    image_size: tuple[int, int] = (1024, 1024)
-    dtype: DType = "float32"
-
-    def __post_init__(self) -> None:
-        for name, length in (("widths", 4), ("depths", 4), ("heads", 3), ("window_sizes", 3), ("image_size", 2)):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-            if len(getattr(self, name)) != length or not all(map(_positive, getattr(self, name))):
-                raise ValueError(
-                    f"TinyViTConfig.{name} must be {length} positive integers, got {describe(getattr(self, name))}."
-                )
-        for name in ("ratio", "out_width"):
-            if not _positive(getattr(self, name)):
-                raise ValueError(f"TinyViTConfig.{name} must be a positive integer, got {getattr(self, name)!r}.")
-        if self.stem_stride not in (1, 2):
-            raise ValueError(f"TinyViTConfig.stem_stride must be 1 or 2, got {self.stem_stride!r}.")
-        if any(width % heads for width, heads in zip(self.widths[1:], self.heads, strict=True)):
-            raise ValueError(f"TinyViTConfig.widths must be divisible by heads = {self.heads}, got {self.widths}.")
-        if any(size % self.stride for size in self.image_size):
-            raise ValueError(
-                f"TinyViTConfig.image_size must be two multiples of {self.stride} pixels, got {self.image_size}."
-            )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"TinyViTConfig.dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
-
-    @property
-    def stride(self) -> int:
-        """Side in pixels of what one vector of the embedding stands for."""
-        return 4 * self.stem_stride**2
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """Height and width `h w` of the image embedding."""
-        return self.image_size[0] // self.stride, self.image_size[1] // self.stride
-
-
-def _positive(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
-TINY_VIT = TinyViTConfig()
-"""`vit_t` of MobileSAM, and the encoder of SAM-HQ's light model."""
-LITE_MEDSAM = TinyViTConfig(stem_stride=1, image_size=(256, 256))
-"""The encoder of LiteMedSAM."""
 
 
 def offset_index(size: int) -> Int[np.ndarray, "{size*size} {size*size}"]:

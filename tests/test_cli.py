@@ -92,7 +92,11 @@ def test_the_result_says_where_it_comes_from(run, source, tmp_path):
     assert all(text in out for text in known.values())
     assert dataclasses.asdict(Manifest.read(folder).provenance) == known
     with safetensors.safe_open(file, "np") as opened:
-        assert opened.metadata() == known | {"format": "pt"}
+        metadata = opened.metadata()
+    own = json.loads(metadata.pop("sam_jax"))
+    assert metadata == known | {"format": "pt"}
+    assert (own["family"], own["encoder"]) == ("medsam", None)
+    assert SamConfig.from_dict(own["decoder"]) == sam_jax.load(folder)[0].config
 
 
 def test_a_dtype_is_for_the_parameters_alone(run, source, tensors, tmp_path):

@@ -9,14 +9,10 @@ import pytest
 from flax import linen as nn
 
 from sam_jax import image_encoder
+from sam_jax.encoder_config import VIT_B, VIT_H, VIT_L, VIT_TINY, ViTConfig
 from sam_jax.image_encoder import (
-    VIT_B,
-    VIT_H,
-    VIT_L,
-    VIT_TINY,
     Block,
     ImageEncoder,
-    ViTConfig,
     WindowAttention,
     WindowDense,
     attend,

@@ -6,17 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.tiny_vit import (
-    LITE_MEDSAM,
-    NORM_EPS,
-    TINY_VIT,
-    ConvNorm,
-    TinyViT,
-    TinyViTConfig,
-    WindowAttention,
-    depthwise,
-    offset_index,
-)
+from sam_jax.encoder_config import LITE_MEDSAM, TINY_VIT, TinyViTConfig
+from sam_jax.tiny_vit import NORM_EPS, ConvNorm, TinyViT, WindowAttention, depthwise, offset_index
 
 F32 = jnp.dtype("float32")
 SMALL = TinyViTConfig(

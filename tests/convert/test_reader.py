@@ -103,6 +103,13 @@ def test_a_folder_of_safetensors(folder):
     assert checkpoint.container == "Hugging Face folder (safetensors)"
 
 
+def test_a_folder_without_settings_has_those_of_its_file(tmp_path):
+    save_file({"a": np.zeros(3)}, tmp_path / "model.safetensors", {"sam_jax": '{"family": null}'})
+    assert open_checkpoint(tmp_path).settings == {"sam_jax": {"family": None}}
+    (tmp_path / "config.json").write_text('{"model_type": "sam"}')
+    assert open_checkpoint(tmp_path).settings == {"model_type": "sam"}
+
+
 def test_a_folder_of_pytorch_weights(folder):
     write_torch_zip(folder / "pytorch_model.bin", {"a": A})
     checkpoint = open_checkpoint(folder)

@@ -1,11 +1,21 @@
 import dataclasses
+import json
 
 import pytest
 
 from sam_jax.config import TINY, SamConfig
 from sam_jax.convert.families import FAMILIES, listing
 from sam_jax.convert.rules import NAMINGS, torch_shapes
-from sam_jax.convert.settings import config_from_hf, config_from_shapes
+from sam_jax.convert.settings import (
+    OWN,
+    config_from_hf,
+    config_from_shapes,
+    own_config,
+    own_encoder_config,
+    own_family,
+    own_metadata,
+)
+from sam_jax.encoder_config import VIT_TINY
 from sam_jax.errors import CheckpointError
 
 SAM = FAMILIES["sam"]
@@ -164,3 +174,23 @@ def test_a_config_that_means_something_else_is_refused(change, message):
 def test_a_section_that_is_no_object_is_refused():
     with pytest.raises(CheckpointError, match="vision_config must be an object, got 3"):
         config_from_hf({"model_type": "sam", "vision_config": 3})
+
+
+@pytest.mark.parametrize(("encoder", "family"), [(None, None), (VIT_TINY, "medsam")])
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_our_own_settings_are_read_as_they_were_written(config, encoder, family):
+    config = dataclasses.replace(config, block_norm_eps=0.25, image_size=(7, 8), dtype="bfloat16")
+    settings = {name: json.loads(text) for name, text in own_metadata(config, encoder, family).items()}
+    assert own_config(settings) == config
+    assert own_encoder_config(settings) == encoder
+    assert own_family(settings) is (FAMILIES[family] if family else None)
+
+
+def test_a_family_of_one_s_own_is_not_kept():
+    assert json.loads(own_metadata(TINY, family="my own")[OWN])["family"] is None
+
+
+def test_the_settings_of_others_are_none_of_ours():
+    assert own_family({"model_type": "sam"}) is None
+    assert own_encoder_config({"model_type": "sam"}) is None
+    assert own_encoder_config(None) is None

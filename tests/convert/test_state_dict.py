@@ -13,6 +13,7 @@ from sam_jax.config import TINY, SamConfig
 from sam_jax.convert.families import FAMILIES
 from sam_jax.convert.gaps import Gaps
 from sam_jax.convert.rules import NAMINGS, flax_shapes, slots, torch_shapes
+from sam_jax.convert.settings import OWN
 from sam_jax.convert.state_dict import from_torch, identify, to_torch
 from sam_jax.errors import CheckpointError
 
@@ -299,6 +300,17 @@ def test_hugging_face_settings_are_used():
 def test_hugging_face_settings_that_the_weights_contradict_are_refused():
     message = error_of(state_dict(TINY, "hf"), settings={"model_type": "sam"})
     assert f"  {GAUSSIAN}: got (2, 16), wanted (2, 128)" in message
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_our_own_settings_are_used(naming):
+    config = dataclasses.replace(TINY, final_norm_eps=0.25)
+    own = {OWN: {"family": "edge_sam", "decoder": dataclasses.asdict(config)}}
+    converted = from_torch(state_dict(TINY, naming), settings=own)
+    assert (converted.config, converted.family) == (config, FAMILIES["edge_sam"])
+    named = from_torch(state_dict(TINY, naming), settings=own, family="sam_med2d")
+    assert named.config == dataclasses.replace(TINY, image_size=(256, 256), grid_size=(16, 16))
+    assert " misshapen:" in error_of(state_dict(SAMED, naming), settings=own)
 
 
 def test_hugging_face_settings_with_metas_names_are_refused():

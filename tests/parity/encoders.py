@@ -1,67 +1,35 @@
 """PyTorch image encoders with random weights, and their state dicts as our variables."""
 
-import itertools
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from flax import traverse_util
 from parity.official import modeling
 
-from sam_jax.convert.encoder_rules import (
-    TINY_VIT_INDICES,
-    TINY_VIT_ROWS,
-    VIT_INDICES,
-    VIT_ROWS,
-    tiny_vit_sizes,
-    vit_sizes,
-)
-from sam_jax.convert.rules import Naming, Row
-from sam_jax.image_encoder import ViTConfig
-from sam_jax.tiny_vit import TinyViTConfig
+from sam_jax.convert.encoders import encoder_from_torch
+from sam_jax.convert.rules import Naming
+from sam_jax.convert.settings import OWN
+from sam_jax.encoder_config import TinyViTConfig, ViTConfig, config_to_dict
 
 Tensors = Mapping[str, Any]
 
 
-def converted(
-    rows: Sequence[Row], indices: Any, sizes: Mapping[str, int], config: Any, tensors: Tensors, naming: Naming
-):
-    """Return our variables made of a state dict by the rows. Every tensor must be used, and have the row's shape."""
-    leaves, left = {}, dict(tensors)
-    for row in rows:
-        fields = [field for _, field, _, _ in string.Formatter().parse(row.meta) if field]
-        symbols = dict(zip(row.layout.axes, row.size.split(), strict=True))
-        for values in itertools.product(*(indices[field](config) for field in fields)):
-            chosen = dict(zip(fields, values, strict=True))
-            name = row.name(naming).format(**{field: getattr(value, naming) for field, value in chosen.items()})
-            path = row.flax.format(**{field: value.flax for field, value in chosen.items()})
-            for leaf in row.layout.leaves:
-                tensor = left.pop(name + leaf.torch)
-                expected = (symbols[axis] for axis in leaf.torch_axes)
-                assert tensor.shape == tuple(sizes.get(symbol) or int(symbol) for symbol in expected), name
-                leaves[path + leaf.flax] = leaf.to_flax(tensor)
-    assert not left
-    return traverse_util.unflatten_dict(leaves, sep="/")
+def converted(config: Any, tensors: Tensors) -> Any:
+    """Return our variables made of a state dict; it must be all of this encoder's."""
+    return encoder_from_torch(tensors, settings={OWN: {"encoder": config_to_dict(config)}}).variables
 
 
 def vit_variables(config: ViTConfig, encoder: torch.nn.Module, naming: Naming = "meta") -> Any:
     """Return our variables with the weights of an official encoder, or of Hugging Face's `SamVisionModel`."""
     prefix = {"meta": "image_encoder.", "hf": ""}[naming]
-    tensors = {prefix + name: tensor.numpy() for name, tensor in encoder.state_dict().items()}
-    return converted(VIT_ROWS, VIT_INDICES, vit_sizes(config), config, tensors, naming)
+    return converted(config, {prefix + name: tensor.numpy() for name, tensor in encoder.state_dict().items()})
 
 
 def tiny_vit_variables(config: TinyViTConfig, encoder: torch.nn.Module) -> Any:
     """Return our variables with the weights of a TinyViT that has MobileSAM's names."""
-    tensors = {
-        f"image_encoder.{name}": tensor.numpy()
-        for name, tensor in encoder.state_dict().items()
-        if not name.startswith(("norm_head.", "head.")) and not name.endswith(".num_batches_tracked")
-    }
-    return converted(TINY_VIT_ROWS, TINY_VIT_INDICES, tiny_vit_sizes(config), config, tensors, "meta")
+    return converted(config, {f"image_encoder.{name}": tensor.numpy() for name, tensor in encoder.state_dict().items()})
 
 
 def official_vit(config: ViTConfig) -> torch.nn.Module:

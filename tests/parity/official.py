@@ -10,19 +10,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from stages import TWO
 
 from sam_jax.config import SamConfig
 
 
 def _import_segment_anything() -> types.ModuleType:
-    """Import the official package. Where torchvision is missing, names stand in for what it imports of it."""
+    """Import the official package. Where torchvision is missing, PIL's resize stands in for its own, which is that."""
     stand_ins = {}
     if importlib.util.find_spec("torchvision") is None:
         for name in ("", ".ops", ".ops.boxes", ".transforms", ".transforms.functional"):
             stand_ins["torchvision" + name] = types.ModuleType("torchvision" + name)
         boxes, functional = stand_ins["torchvision.ops.boxes"], stand_ins["torchvision.transforms.functional"]
-        boxes.batched_nms = boxes.box_area = functional.resize = functional.to_pil_image = None
+        boxes.batched_nms = boxes.box_area = None
+        functional.to_pil_image = Image.fromarray
+        functional.resize = lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR)
     sys.modules.update(stand_ins)
     try:
         return importlib.import_module("segment_anything")

@@ -12,7 +12,8 @@ import torch
 import transformers
 from parity.encoders import official_vit, randomise, vit_variables
 
-from sam_jax.image_encoder import VIT_B, VIT_H, VIT_L, VIT_TINY, Block, ImageEncoder, resize_positions
+from sam_jax.encoder_config import VIT_B, VIT_H, VIT_L, VIT_TINY
+from sam_jax.image_encoder import Block, ImageEncoder, resize_positions
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
 """In standard deviations of the official values."""
@@ -101,7 +102,7 @@ def test_gradients(compare):
         official[f"gradient of block {i} relative width"] = gradients[f"blocks.{i}.attn.rel_pos_w"]
 
     def loss(params):
-        return (ImageEncoder(config).apply({"params": params}, image) * weights).sum()
+        return (ImageEncoder(config).apply({"params": params}, jnp.asarray(image)) * weights).sum()
 
     ours = jax.jit(jax.grad(loss))(variables["params"])
     found = {}

@@ -1,0 +1,130 @@
+"""The image encoder of a state dict, to its Flax tree and back; its settings are found from names and shapes."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sam_jax.convert.encoder_rules import TINY_VIT, VIT
+from sam_jax.convert.encoder_settings import encoder_kind, tiny_vit_from_shapes, vit_from_hf, vit_from_shapes
+from sam_jax.convert.families import Family, listing
+from sam_jax.convert.gaps import Described, compare
+from sam_jax.convert.names import WRAPPERS, plain
+from sam_jax.convert.rules import Naming, Shape, torch_shapes
+from sam_jax.convert.settings import OWN, own_encoder_config
+from sam_jax.convert.state_dict import Conversion, Identification, choose_family, read_variables, write_variables
+from sam_jax.encoder_config import EncoderConfig, kind_of, make_config
+from sam_jax.errors import CheckpointError
+
+TABLES = {"vit": VIT, "tiny_vit": TINY_VIT}
+"""The table of each kind in `sam_jax.encoders`."""
+
+_ENCODER = re.compile(r"(image_encoder|vision_encoder)\..*")
+_UNUSED = re.compile(r"image_encoder\.(norm_head|head)\..*|.*\.num_batches_tracked")
+"""What TinyViT keeps of its time as a classifier, and of training."""
+
+
+def identify_encoder(
+    tensors: Mapping[str, Described], *, family: str | None = None, settings: Mapping[str, Any] | None = None
+) -> Identification[EncoderConfig]:
+    """Say what a checkpoint's image encoder is without reading any data. Gaps are reported, not raised.
+
+    Args:
+      tensors: name in the file -> anything with a shape and a dtype.
+      family: a name of `FAMILIES`, whose settings to use whatever the names and `settings` say.
+      settings: what `open_checkpoint` found beside the weights.
+
+    Raises:
+      CheckpointError: if there is none, or one of a kind that cannot be converted, or two tensors claim the same name.
+      ValueError: if there is no such family.
+    """
+    sources = _sources(tensors)
+    if not sources:
+        raise CheckpointError("The checkpoint holds no image encoder.")
+    naming: Naming = "hf" if next(iter(sources)).startswith("vision_encoder.") else "meta"
+    text = listing({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    chosen = choose_family(family, settings, text, naming)
+    found = {name: tensors[source] for name, source in sources.items()}
+    config = _settings({name: tuple(found[name].shape) for name in found}, naming, chosen, family is not None, settings)
+    gaps = compare(found, torch_shapes(config, naming, TABLES[kind_of(config)]), sources)
+    own = set(sources.values())
+    return Identification(chosen, naming, config, sources, tuple(name for name in tensors if name not in own), gaps)
+
+
+def encoder_from_torch(
+    tensors: Mapping[str, Any], *, family: str | None = None, settings: Mapping[str, Any] | None = None
+) -> Conversion[EncoderConfig]:
+    """Convert a checkpoint's image encoder to Flax variables. Only its tensors are read.
+
+    Args:
+      tensors: name in the file -> array, or anything with `shape`, `dtype` and `read()`.
+      family: a name of `FAMILIES`. A TinyViT's shapes do not tell the size of its images, its family does.
+      settings: what `open_checkpoint` found beside the weights.
+
+    Raises:
+      CheckpointError: if there is none, or one of a kind that cannot be converted; or listing every tensor that is
+        missing, unexpected, misshapen or of another dtype than a float's.
+      ValueError: if there is no such family.
+    """
+    found = identify_encoder(tensors, family=family, settings=settings)
+    if found.gaps:
+        kind = type(found.config).__name__.removesuffix("Config")
+        raise CheckpointError(
+            f"The checkpoint does not fit the image encoder {kind} ({found.naming} names).\n{found.gaps}"
+        )
+    return read_variables(tensors, found, TABLES[kind_of(found.config)])
+
+
+def encoder_to_torch(encoder: Any, variables: Mapping[str, Any], naming: Naming = "meta") -> dict[str, np.ndarray]:
+    """Return the state dict that `encoder_from_torch` makes these variables of: its exact inverse, dtypes kept.
+
+    Args:
+      encoder: anything whose `config` is an encoder's.
+      variables: its variables, nested mappings of arrays.
+      naming: "meta", or "hf" for the names in a `SamModel`.
+
+    Raises:
+      CheckpointError: listing every leaf that is missing, unexpected, misshapen or of another dtype than a float's.
+      ValueError: if there is no such naming, or Hugging Face has no names for this encoder.
+    """
+    kind = kind_of(encoder.config)
+    if naming == "hf" and kind != "vit":
+        raise ValueError("Hugging Face has no names for a TinyViT: only the naming meta has.")
+    return write_variables(encoder.config, variables, naming, TABLES[kind])
+
+
+def _sources(names: Iterable[str]) -> dict[str, str]:
+    """Return plain name -> name in the file, of an encoder in the same wrapping as a decoder would be looked for."""
+    for prefix in ("", *(f"{wrapper}." for wrapper in WRAPPERS)):
+        found: dict[str, str] = {}
+        for name in names:
+            target = plain(name.removeprefix(prefix)) if name.startswith(prefix) else ""
+            if not _ENCODER.fullmatch(target) or _UNUSED.fullmatch(target):
+                continue
+            if target in found:
+                raise CheckpointError(f"Several tensors claim the name {target}: {found[target]}, {name}.")
+            found[target] = name
+        if found:
+            return found
+    return {}
+
+
+def _settings(
+    shapes: Mapping[str, Shape], naming: Naming, chosen: Family, asked: bool, settings: Mapping[str, Any] | None
+) -> EncoderConfig:
+    """Return an encoder's settings: of our own, of a `config.json`, else of its shapes."""
+    own = own_encoder_config(settings)
+    if own:
+        resized = asked and kind_of(own) == "tiny_vit"
+        return make_config("tiny_vit", **vars(own) | {"image_size": chosen.image_size}) if resized else own
+    if settings and OWN not in settings and naming == "hf":
+        return vit_from_hf(settings)
+    kind = encoder_kind(shapes)
+    if kind is None:
+        first = ", ".join([f"{name} {shape}" for name, shape in shapes.items()][:3])
+        raise CheckpointError(
+            f"The checkpoint's image encoder ({chosen.title}) is neither a ViT as SAM's nor a TinyViT as MobileSAM's,"
+            f" and cannot be converted: of its {len(shapes)} tensors, the first are {first}."
+        )
+    return vit_from_shapes(shapes, naming) if kind == "vit" else tiny_vit_from_shapes(shapes, chosen)
