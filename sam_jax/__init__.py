@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sam_jax import convert
-    from sam_jax.checkpoints import load, save
+    from sam_jax.checkpoints import load, load_encoder, save
     from sam_jax.compiled import compile
     from sam_jax.config import SamConfig
+    from sam_jax.embeddings import EmbeddingStore
     from sam_jax.errors import CheckpointError
     from sam_jax.exported import export_decoder
     from sam_jax.folder import predict_folder
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from sam_jax.interactive import click, start_clicks
     from sam_jax.low_rank import prepare_image
     from sam_jax.model import MaskPrediction, Sam
+    from sam_jax.pixels import EncodedImage, encode_image, predict_batch, predict_image
     from sam_jax.predict import Sizes, predict_masks
+    from sam_jax.predictor import Predictor
     from sam_jax.prompts import Prompts
     from sam_jax.resize import input_size_for, mask_to_prompt, resize_masks, to_input_frame, to_original_image
     from sam_jax.select import best_masks, mask_boxes, mask_nms, select_masks, stability_score, take_masks
@@ -28,8 +31,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "convert": "",
     "load": "checkpoints",
+    "load_encoder": "checkpoints",
     "save": "checkpoints",
     "SamConfig": "config",
+    "EmbeddingStore": "embeddings",
     "CheckpointError": "errors",
     "compile": "compiled",
     "export_decoder": "exported",
@@ -39,8 +44,13 @@ _HOMES = {
     "start_clicks": "interactive",
     "MaskPrediction": "model",
     "Sam": "model",
+    "EncodedImage": "pixels",
+    "encode_image": "pixels",
+    "predict_batch": "pixels",
+    "predict_image": "pixels",
     "Sizes": "predict",
     "predict_masks": "predict",
+    "Predictor": "predictor",
     "prepare_image": "low_rank",
     "Prompts": "prompts",
     "input_size_for": "resize",
@@ -62,7 +72,10 @@ _HOMES = {
 
 __all__ = [
     "CheckpointError",
+    "EmbeddingStore",
+    "EncodedImage",
     "MaskPrediction",
+    "Predictor",
     "Prompts",
     "Sam",
     "SamConfig",
@@ -72,14 +85,18 @@ __all__ = [
     "click",
     "compile",
     "convert",
+    "encode_image",
     "export_decoder",
     "input_size_for",
     "load",
+    "load_encoder",
     "make_mesh",
     "mask_boxes",
     "mask_nms",
     "mask_to_prompt",
+    "predict_batch",
     "predict_folder",
+    "predict_image",
     "predict_masks",
     "prepare_image",
     "replicate",

@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sam_jax.convert import from_torch, open_checkpoint, to_torch
+from sam_jax.convert import encoder_from_torch, encoder_to_torch, from_torch, open_checkpoint, own_metadata, to_torch
 from sam_jax.convert.writer import SUFFIXES, write_tensors
 from sam_jax.errors import CheckpointError
-from sam_jax.manifest import Provenance, is_saved, sha256
+from sam_jax.manifest import Manifest, Provenance, is_saved, sha256
+from sam_jax.train.config import FinetuneConfig, choose_config
 
 if TYPE_CHECKING:
     from sam_jax.checkpoints import Variables
+    from sam_jax.encoders import Encoder
     from sam_jax.model import Sam
 
 
@@ -30,6 +32,7 @@ def convert(
     naming: Literal["meta", "hf"] = "meta",
     family: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     dtype: Literal["stored", "float32", "bfloat16"] = "stored",
+    encoder: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Convert a checkpoint between PyTorch and JAX.
@@ -40,7 +43,8 @@ def convert(
       out: what to write: a .safetensors or (with PyTorch installed) .pth file, else a folder that sam_jax.load reads.
       naming: whose names the tensors of a file get, Meta's or Hugging Face's.
       family: whose settings to use, where the source does not tell; a wrong name lists them all.
-      dtype: of the trainable parameters; the Gaussian matrix is kept as it is.
+      dtype: of the trainable parameters; the Gaussian matrix and batch norms' statistics are kept as they are.
+      encoder: keep the image encoder, too. A folder that was made so keeps it without being told again.
       overwrite: replace what is at the output.
     """
     from sam_jax.convert.download import locate
@@ -52,16 +56,16 @@ def convert(
         raise FileExistsError(f"{out} exists already. To replace it, add --overwrite.")
     path = locate(source)
     with Console(stderr=True).status(f"Converting {path.name}"):
-        model, variables, provenance = _restored(path, family) if is_saved(path) else _converted(path, family)
-        variables = variables | {"params": _cast(variables["params"], dtype)}
+        found = (_restored if is_saved(path) else _converted)(path, family, encoder)
+        found = found._replace(
+            variables=_cast(found.variables, dtype), encoder_variables=_cast(found.encoder_variables, dtype)
+        )
         if to_file:
-            known = {name: text for name, text in asdict(provenance).items() if text}
-            write_tensors(out, to_torch(model, variables, naming), metadata=known, overwrite=overwrite)
+            _write_file(out, found, naming, overwrite)
         else:
-            from sam_jax.checkpoints import save
-
-            save(out, model, variables, provenance=provenance, overwrite=overwrite)
-    _print_rows([("wrote", str(out)), *((name, text or "unknown") for name, text in asdict(provenance).items())])
+            _write_folder(out, found, overwrite)
+    origin = asdict(found.provenance)
+    _print_rows([("wrote", str(out)), *((name, text or "unknown") for name, text in origin.items())])
 
 
 def inspect(file: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -80,6 +84,78 @@ def inspect(file: Annotated[Path, tyro.conf.Positional]) -> None:
         raise CheckpointError(found.problem)
 
 
+def predict(
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")],
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    point: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="X,Y[,0]")] = (),
+    box: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="X0,Y0,X1,Y1")] = (),
+    mask: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    multimask: bool = False,
+    kind: Literal["overlay", "masks", "coco"] | None = None,
+    embeddings: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
+    family: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    overwrite: bool = False,
+) -> None:
+    """Predict masks of objects in images, from clicks, boxes or a mask in the images' pixels.
+
+    Every image gets the same prompts. An image that cannot be predicted is named at the end, after the others are done.
+
+    Args:
+      images: image files, or folders of them.
+      checkpoint: as sam-jax convert takes, with its image encoder.
+      out: what to write: a .png file for the overlay of one image, a .json file for COCO's format, else a folder.
+      point: a click x,y on the object, or x,y,0 on the background; several belong to one object.
+      box: a box x0,y0,x1,y1; several are an object each.
+      mask: a picture of the images' size that is not black where the object is.
+      multimask: write the three masks for each object, not only the best.
+      kind: what to write: the image with masks, prompts and scores on it, a picture of each mask, or COCO's JSON.
+      embeddings: a store that sam-jax embed made, to read from instead of encoding.
+      family: whose settings to use, where the checkpoint does not tell.
+      overwrite: replace what is there.
+    """
+    from sam_jax.predict_images import run
+
+    run(
+        images,
+        checkpoint,
+        out,
+        Console(stderr=True),
+        points=point,
+        boxes=box,
+        mask=mask,
+        multimask=multimask,
+        kind=kind,
+        embeddings=embeddings,
+        family=family,
+        overwrite=overwrite,
+    )
+
+
+def embed(
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")],
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    family: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+) -> None:
+    """Encode images and write the embeddings to a store, which sam-jax predict and training read.
+
+    Images that are in the store by their file's name are left as they are, so that after an interruption the same
+    command does the rest.
+
+    Args:
+      images: image files, or folders of them.
+      checkpoint: as sam-jax convert takes, with its image encoder.
+      out: the store, a folder, made where missing.
+      dtype: of the embeddings; bfloat16 takes half the room.
+      family: whose settings to use, where the checkpoint does not tell.
+    """
+    from sam_jax.embed_images import run
+
+    run(images, checkpoint, out, Console(stderr=True), dtype=dtype, family=family)
+
+
 def demo(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("sam_jax_demo")) -> None:
     """Make a checkpoint of random weights, convert it, decode a click, a box and a mask, and draw the masks.
 
@@ -89,6 +165,74 @@ def demo(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("sam_jax_dem
     from sam_jax.demo import run
 
     run(out, Console())
+
+
+def finetune(
+    data: Annotated[str, tyro.conf.Positional],
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    settings: Annotated[FinetuneConfig, tyro.conf.arg(name="")] = FinetuneConfig(),  # noqa: B008 - it is frozen
+) -> None:
+    """Fine-tune a checkpoint on images with masks. The same command goes on with a run that was stopped.
+
+    Args:
+      data: a COCO JSON file; a folder with images/ and annotations.json or labels/; or scenes, which are drawn.
+      checkpoint: as sam-jax convert takes, with its image encoder.
+      out: the folder of the run; model/ in it is the result.
+      config: settings as JSON instead of flags, such as finetune.json of another run.
+      settings: everything else about the run.
+    """
+    from sam_jax.train.finetune import finetune
+
+    result = finetune(data, checkpoint, out, choose_config(config, settings))
+    rows = [
+        ("wrote", str(result.model)),
+        ("trained", f"{result.trained:,} parameters"),
+        ("frozen", f"{result.frozen:,}"),
+    ]
+    _print_rows(rows if result.heads is None else [*rows, ("heads", str(result.heads))])
+
+
+def evaluate(
+    data: Annotated[str, tyro.conf.Positional],
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    embeddings: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
+    images: int = 500,
+    cap: int = 20,
+    objects: int = 16,
+    size_limits: tuple[int, int] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Measure a checkpoint on a data set: IoU after 1, 3 and 5 clicks and of boxes, clicks needed, calibration.
+
+    Args:
+      data: a COCO JSON file; a folder with images/ and annotations.json or labels/; or drawn scenes that no training
+        has seen, scenes or new-shapes.
+      checkpoint: as sam-jax convert takes, with its image encoder.
+      out: the folder to make, with evaluation.json and evaluation.png.
+      embeddings: a store that sam-jax embed made of the images; by default the checkpoint's encoder makes them.
+      images: how many to take, from the first.
+      cap: clicks that an object gets at most.
+      objects: how many are decoded at once; no result depends on it.
+      size_limits: least area of a medium and of a large object in pixels; by default COCO's 1024 and 9216, and for
+        drawn scenes as large a share of their image as these are of one of 640 x 480.
+      overwrite: replace what is at the output.
+    """
+    from sam_jax.train.evaluate_command import run
+
+    run(
+        data,
+        checkpoint,
+        out,
+        embeddings=embeddings,
+        images=images,
+        cap=cap,
+        objects=objects,
+        size_limits=size_limits,
+        overwrite=overwrite,
+    )
 
 
 def export(
@@ -116,18 +260,26 @@ def export(
     _print_rows([("wrote", str(out)), ("platforms", ", ".join(platforms))])
 
 
-def bench(checkpoint: str | None = None, prompt_sets: tuple[int, ...] = (1, 16, 64, 256), repeats: int = 5) -> None:
-    """Measure the decoder on this machine: prompt sets a second, latencies, and the first call. Prints JSON.
+def bench(
+    checkpoint: str | None = None,
+    prompt_sets: tuple[int, ...] = (1, 16, 64, 256),
+    repeats: int = 5,
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+) -> None:
+    """Measure the decoder on this machine: prompt sets a second, latencies, the first call, memory. Prints JSON.
 
     Args:
       checkpoint: whose decoder to measure; by default the usual sizes with random weights.
       prompt_sets: numbers of prompt sets on one image.
       repeats: of each measurement; medians are printed.
+      out: a .json file for the figures, replaced if it exists; a plot of the rates is written beside it, as .png.
     """
     from sam_jax import SamConfig, bench, demo
     from sam_jax.checkpoints import load
     from sam_jax.model import Sam
 
+    if out and out.suffix != ".json":
+        raise ValueError(f"--out must be a .json file, got {out}.")
     if checkpoint:
         model, variables = load(checkpoint)
     else:
@@ -135,12 +287,20 @@ def bench(checkpoint: str | None = None, prompt_sets: tuple[int, ...] = (1, 16, 
         model, variables = Sam(conversion.config), conversion.variables
     with Console(stderr=True).status("Measuring"):
         report = bench.run(model, variables, prompt_sets, repeats)
-    print(json.dumps(report, indent=2))
+    text = json.dumps(report, indent=2)
+    print(text)
+    if out:
+        out.write_text(text + "\n")
+        bench.plot(report).save(out.with_suffix(".png"))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "inspect": inspect,
+    "predict": predict,
+    "embed": embed,
+    "finetune": finetune,
+    "evaluate": evaluate,
     "export": export,
     "bench": bench,
     "demo": demo,
@@ -163,23 +323,54 @@ def main() -> None:
         sys.exit("sam-jax: interrupted")
 
 
-def _restored(folder: Path, family: str | None) -> "tuple[Sam, Variables, Provenance]":
-    from sam_jax.checkpoints import restore
+class _Contents(NamedTuple):
+    """What a checkpoint holds. The image encoder is None where there is none, or it is not wanted."""
 
-    return restore(folder, family=family)
+    model: "Sam"
+    variables: "Variables"
+    encoder: "Encoder | None"
+    encoder_variables: "Variables | None"
+    provenance: Provenance
 
 
-def _converted(path: Path, family: str | None) -> "tuple[Sam, Variables, Provenance]":
+def _restored(folder: Path, family: str | None, encoder: bool) -> _Contents:
+    from sam_jax.checkpoints import restore, restore_encoder
+
+    model, variables, provenance = restore(folder, family=family)
+    kept = restore_encoder(folder, family=family) if encoder or Manifest.read(folder).encoder else (None, None)
+    return _Contents(model, variables, *kept, provenance)
+
+
+def _converted(path: Path, family: str | None, encoder: bool) -> _Contents:
     checkpoint = open_checkpoint(path)
     files = sorted({tensor.region.file.path for tensor in checkpoint.tensors.values()})
     digest = _in_background(sha256, *files)
-    conversion = from_torch(checkpoint.tensors, family=family, settings=checkpoint.settings)
+    arguments: Any = {"tensors": checkpoint.tensors, "family": family, "settings": checkpoint.settings}
+    decoder, kept = from_torch(**arguments), encoder_from_torch(**arguments) if encoder else None
 
+    from sam_jax.encoders import make_encoder
     from sam_jax.model import Sam  # here, because importing JAX takes about as long as the hash
 
-    found = conversion.family
+    found = decoder.family
     provenance = Provenance(found.name, path.resolve().name, digest.result(), found.licence)
-    return Sam(conversion.config), conversion.variables, provenance
+    both = (make_encoder(kept.config), kept.variables) if kept else (None, None)
+    return _Contents(Sam(decoder.config), decoder.variables, *both, provenance)
+
+
+def _write_file(out: Path, found: _Contents, naming: Literal["meta", "hf"], overwrite: bool) -> None:
+    tensors = to_torch(found.model, found.variables, naming)
+    if found.encoder and found.encoder_variables:
+        tensors |= encoder_to_torch(found.encoder, found.encoder_variables, naming)
+    known = {name: text for name, text in asdict(found.provenance).items() if text}
+    known |= own_metadata(found.model.config, found.encoder.config if found.encoder else None, found.provenance.family)
+    write_tensors(out, tensors, metadata=known, overwrite=overwrite)
+
+
+def _write_folder(out: Path, found: _Contents, overwrite: bool) -> None:
+    from sam_jax.checkpoints import save
+
+    encoder = found.encoder, found.encoder_variables
+    save(out, found.model, found.variables, *encoder, provenance=found.provenance, overwrite=overwrite)
 
 
 def _in_background(function: Callable[..., Any], *arguments: Any) -> Future:
@@ -196,10 +387,12 @@ def _in_background(function: Callable[..., Any], *arguments: Any) -> Future:
     return future
 
 
-def _cast(tree: Any, dtype: str) -> Any:
+def _cast(variables: Any, dtype: str) -> Any:
     import jax
 
-    return tree if dtype == "stored" else jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+    if variables is None or dtype == "stored":
+        return variables
+    return variables | {"params": jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"])}
 
 
 def _print_rows(rows: Iterable[tuple[str, str]]) -> None:

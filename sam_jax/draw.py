@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from sam_jax.prompts import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND
 
@@ -12,8 +12,28 @@ COLOURS = ((30, 136, 229), (216, 27, 96), (255, 193, 7), (0, 150, 110), (142, 68
 CLICK_COLOURS = {FOREGROUND: (40, 200, 80), BACKGROUND: (230, 40, 40)}
 
 
+def line_width(height: int, width: int) -> int:
+    """Return how many pixels wide a line has to be to be seen on a picture of this size."""
+    return max(1, round(max(height, width) / 400))
+
+
+def contour(mask: Bool[np.ndarray, "height width"], width: int = 1) -> Bool[np.ndarray, "height width"]:
+    """Return the pixels of a mask that are at most `width` steps (left, right, up, down) from a pixel outside.
+
+    Beyond the edges of the picture is outside.
+    """
+    inner = mask
+    for _ in range(width):
+        padded = np.pad(inner, 1)
+        inner = inner & padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+    return mask & ~inner
+
+
 def overlay(
-    image: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"], colour: tuple[int, int, int]
+    image: UInt8[np.ndarray, "height width 3"],
+    mask: Bool[np.ndarray, "height width"],
+    colour: tuple[int, int, int],
+    width: int = 1,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Return the image with a mask laid over it: half transparent, its contour in the full colour.
 
@@ -21,12 +41,11 @@ def overlay(
       image: RGB, 0 to 255.
       mask: True in the object.
       colour: RGB of the mask.
+      width: of the contour, in pixels.
     """
     result = image.copy()
     result[mask] = (0.5 * image[mask] + 0.5 * np.array(colour)).astype(np.uint8)
-    padded = np.pad(mask, 1)
-    inner = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
-    result[mask & ~inner] = colour
+    result[contour(mask, width)] = colour
     return result
 
 
@@ -45,10 +64,31 @@ def draw_tokens(
     for (x, y), label in zip(coordinates.tolist(), labels.tolist(), strict=True):
         if label in CLICK_COLOURS:
             box = (x - radius, y - radius, x + radius, y + radius)
-            pen.ellipse(box, fill=CLICK_COLOURS[label], outline="white", width=2)
+            pen.ellipse(box, fill=CLICK_COLOURS[label], outline="white", width=max(1, radius // 3))
     starts, ends = coordinates[labels == BOX_TOP_LEFT].tolist(), coordinates[labels == BOX_BOTTOM_RIGHT].tolist()
     for start, end in zip(starts, ends, strict=True):
-        pen.rectangle((*start, *end), outline="white", width=3)
+        pen.rectangle((*start, *end), outline="white", width=max(1, radius // 2))
+
+
+def draw_score(
+    picture: Image.Image, mask: Bool[np.ndarray, "height width"], score: float, colour: tuple[int, int, int]
+) -> None:
+    """Write a mask's score onto a picture, where the mask begins at the top.
+
+    Args:
+      picture: what to draw on.
+      mask: True in the object; for an empty one, the score is in the picture's corner.
+      score: the predicted IoU.
+      colour: RGB of the mask, behind the text.
+    """
+    pen, size = ImageDraw.Draw(picture), 9 + 3 * line_width(*mask.shape)
+    font = ImageFont.load_default(size)
+    y, x = np.argwhere(mask)[0].tolist() if mask.any() else (0, 0)
+    text = f"{score:.3f}"
+    left, top, right, bottom = pen.textbbox((0, 0), text, font)
+    x, y = max(0, min(x, picture.width - right)), max(0, min(y, picture.height - bottom))
+    pen.rectangle((x + left - 1, y + top - 1, x + right + 1, y + bottom + 1), fill=colour)
+    pen.text((x, y), text, fill="white", font=font)
 
 
 def side_by_side(panels: Sequence[tuple[str, Image.Image]], gap: int = 8) -> Image.Image:

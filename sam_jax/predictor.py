@@ -1,0 +1,130 @@
+"""Images and pixels in, masks out: what `SamPredictor` of the official package does (`segment_anything/predictor.py`).
+
+Nothing here computes: an image is prepared, encoded, decoded and resized by the package's functions, and `Predictor`
+remembers no more than `EncodedImage`s.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sam_jax.checkpoints import load, load_encoder
+from sam_jax.encoders import Encoder
+from sam_jax.model import Sam, Variables
+from sam_jax.pixels import EncodedImage, Prediction, check_fit, encode_image, predict_batch, predict_image
+from sam_jax.prompts import Ragged
+
+ImageLike = UInt8[np.ndarray, "_height _width 3"] | str | os.PathLike[str] | EncodedImage
+"""RGB pixels, a file, or an image that is encoded already."""
+
+
+class Predictor:
+    """Encode an image once, then ask for objects in its pixels.
+
+    The methods are thin: `encode_image`, `predict_image` and `predict_batch` are the same as functions.
+
+    Attributes:
+      images: what `set_image` or `set_images` was given last, encoded.
+    """
+
+    def __init__(self, model: Sam, variables: Variables, encoder: Encoder, encoder_variables: Variables) -> None:
+        """Put a decoder and an encoder together.
+
+        Args:
+          model: the decoder.
+          variables: its variables.
+          encoder: the image encoder.
+          encoder_variables: its variables.
+
+        Raises:
+          ValueError: if the encoder's embeddings are not what the decoder takes.
+        """
+        check_fit(model.config, encoder)
+        self.model, self.variables = model, variables
+        self.encoder, self.encoder_variables = encoder, encoder_variables
+        self.images: tuple[EncodedImage, ...] = ()
+
+    @classmethod
+    def load(cls, checkpoint: str | os.PathLike[str], *, family: str | None = None) -> "Predictor":
+        """Read both parts of a checkpoint of any kind; arguments and errors are those of `sam_jax.load`."""
+        return cls(*load(checkpoint, family=family), *load_encoder(checkpoint, family=family))
+
+    def set_image(self, image: ImageLike) -> EncodedImage:
+        """Encode an image, make it the one that `predict` is about, and return it for later.
+
+        Args:
+          image: RGB pixels [height, width, 3] from 0 to 255, a file, or what an earlier call returned.
+
+        Raises:
+          ValueError: for an array that is no such image, or a file that cannot be read.
+        """
+        return self.set_images([image])[0]
+
+    def set_images(self, images: Sequence[ImageLike]) -> tuple[EncodedImage, ...]:
+        """Encode images of any sizes, one after the other, and make them those that `predict_batch` is about."""
+        encoded = tuple(
+            image if isinstance(image, EncodedImage) else encode_image(self.encoder, self.encoder_variables, image)
+            for image in images
+        )
+        self.images = encoded
+        return encoded
+
+    def predict(
+        self,
+        points: Ragged | None = None,
+        labels: Ragged | None = None,
+        boxes: Ragged | None = None,
+        mask: Ragged | None = None,
+        multimask: bool = True,
+    ) -> Prediction:
+        """Return masks, scores and low-res logits for one object, or for several at once.
+
+        All that is given for one object belongs together. For several objects, every argument has one more axis (or
+        list) in front, with one entry per object, and so has every result: five boxes [5, 4] are five objects, each
+        with its own masks. In lists, objects may have different numbers of clicks, and None where they have nothing.
+
+        Args:
+          points: clicks (x, y) in pixels of the image: [click, 2], or [object, click, 2].
+          labels: 1 foreground, 0 background: [click], or [object, click].
+          boxes: (x0, y0, x1, y1) in pixels of the image: [4], or [object, 4].
+          mask: low-res logits [4h, 4w], such as one of an earlier result, or a mask of bools at the image's size;
+            either may have the axis of objects. For one object, the official [1, 4h, 4w] is taken, too.
+          multimask: return the three masks for an ambiguous prompt, or the one mask for a clear prompt.
+
+        Raises:
+          RuntimeError: if no image, or more than one, has been set.
+          ValueError: for prompts that do not fit the image or each other.
+        """
+        if len(self.images) != 1:
+            raise RuntimeError(
+                f"predict is about one image, but {len(self.images)} are set: call set_image first, "
+                "or predict_batch after set_images."
+            )
+        return predict_image(self.model, self.variables, self.images[0], points, labels, boxes, mask, multimask)
+
+    def predict_batch(
+        self,
+        points: Sequence[Ragged | None] | None = None,
+        labels: Sequence[Ragged | None] | None = None,
+        boxes: Sequence[Ragged | None] | None = None,
+        mask: Sequence[Ragged | None] | None = None,
+        multimask: bool = True,
+    ) -> list[Prediction]:
+        """Return a prediction for each image that has been set, all decoded in one call.
+
+        Args:
+          points: for each image, what `predict` takes; None for an image without.
+          labels: likewise.
+          boxes: likewise.
+          mask: likewise.
+          multimask: as in `predict`.
+
+        Raises:
+          RuntimeError: if no image has been set.
+          ValueError: for prompts that do not fit the images or each other.
+        """
+        if not self.images:
+            raise RuntimeError("No image is set: call set_image or set_images before predicting.")
+        return predict_batch(self.model, self.variables, self.images, points, labels, boxes, mask, multimask)
