@@ -1,0 +1,145 @@
+"""Batches of images and objects: deterministic, split over processes, resumable.
+
+Targets are as large as the low-res logits. Each of their pixels is the *share* of what it covers that the object has,
+so that a loss moves the logits' zero crossing to where the edge is between pixels; 0.5 and more is in the object.
+"""
+
+import functools
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+from flax import struct
+from jaxtyping import Bool, Float, Int
+
+from sam_jax.config import SamConfig
+from sam_jax.preprocess import prepare
+from sam_jax.prompts import AnyArray
+from sam_jax.resize import Size, input_size_for
+from sam_jax.train.examples import Example, Source
+
+
+@struct.dataclass
+class Batch:
+    """Images with the same number of objects each; those of an image share its embedding. `*b` is empty for an item.
+
+    Attributes:
+      images: padded input frames, normalised; None where there are embeddings.
+      embeddings: of the images, channels last; None where the encoder is to run.
+      targets: share of each low-res pixel that is in the object; of the part of it that is in the image.
+      weight: share of each low-res pixel that is in the image: 0 on padding.
+      valid: False for an object that exists only to fill up the number, or is too small to be seen at low resolution.
+      input_size: height and width of the resized image in its frame.
+    """
+
+    images: Float[AnyArray, "*b fh fw 3"] | None
+    embeddings: Float[AnyArray, "*b h w c"] | None
+    targets: Float[AnyArray, "*b o my mx"]
+    weight: Float[AnyArray, "*b my mx"]
+    valid: Bool[AnyArray, "*b o"]
+    input_size: Int[AnyArray, "*b 2"]
+
+
+def batches(
+    source: Source,
+    config: SamConfig,
+    *,
+    images: int,
+    objects: int,
+    seed: int = 0,
+    workers: int = 0,
+    process: int | None = None,
+    processes: int | None = None,
+) -> "grain.DatasetIterator[Batch]":
+    """Return an endless iterator of this process's share of the batches.
+
+    Images are in a new order each time they are through, and objects are drawn anew. All processes together see the
+    same sequence of images and objects, however many they are. `get_state` and `set_state` resume at the next batch, on
+    the same arguments.
+
+    Args:
+      source: the examples.
+      config: settings of the decoder, which say how large frames and targets are.
+      images: images in a batch, over all processes.
+      objects: objects of each image; chosen where there are more, filled up where there are fewer.
+      seed: of the order and the choices.
+      workers: processes that make batches; 0 for threads of this one. End them with the iterator's `close`.
+      process: the number of this process; JAX's by default.
+      processes: how many there are; JAX's by default.
+
+    Raises:
+      ValueError: where the images cannot be split evenly.
+    """
+    process = jax.process_index() if process is None else process
+    processes = jax.process_count() if processes is None else processes
+    if images < 1 or images % processes or objects < 1:
+        raise ValueError(
+            f"A batch must have a number of images that {processes} process(es) can share, and one object or more; got "
+            f"{images} images of {objects} objects."
+        )
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    dataset = dataset.random_map(functools.partial(make_item, config=config, objects=objects))
+    # Split after everything random, which goes by an item's number among all.
+    dataset = dataset.slice(slice(process, None, processes)).batch(images // processes, drop_remainder=True)
+    threads = grain.ReadOptions(num_threads=0 if workers else 2, prefetch_buffer_size=0 if workers else 4)
+    iterable = dataset.to_iter_dataset(threads)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # Grain hands absl's flags on to its workers, whether or not a program has any
+            flags.FLAGS.mark_as_parsed()
+        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(iterable)
+
+
+def make_item(example: Example, rng: np.random.Generator, *, config: SamConfig, objects: int) -> Batch:
+    """Return one image of a batch, its arrays without the image axis.
+
+    Args:
+      example: the image and all of its objects.
+      rng: for the choice of objects.
+      config: settings of the decoder.
+      objects: how many objects to take.
+    """
+    number = len(example.masks)
+    chosen = example.masks[rng.choice(number, min(objects, number), replace=False)]
+    frame, input_size = None, input_size_for(example.original_size, config.image_size)
+    if example.embedding is None:
+        frame, input_size = prepare(example.image, config.image_size)
+    found, weight = low_res_targets(chosen, input_size, config)
+    targets = np.zeros((objects, *config.mask_size), np.float32)
+    targets[: len(chosen)] = found
+    return Batch(
+        images=None if frame is None else np.asarray(frame, np.float32),
+        embeddings=example.embedding,
+        targets=targets,
+        weight=weight,
+        valid=np.any(targets >= 0.5, axis=(1, 2)),
+        input_size=np.array(input_size, np.int32),
+    )
+
+
+def low_res_targets(
+    masks: Bool[np.ndarray, "n height width"], input_size: Size, config: SamConfig
+) -> tuple[Float[np.ndarray, "n my mx"], Float[np.ndarray, "my mx"]]:
+    """Return the targets of masks and their pixels' weight, resized and padded as the image is.
+
+    Args:
+      masks: at the original size.
+      input_size: height and width of the resized image, before padding.
+      config: settings of the decoder.
+    """
+    rows, columns = (
+        _coverage(*sizes)
+        for sizes in zip(config.mask_size, config.image_size, input_size, masks.shape[1:], strict=True)
+    )
+    weight = rows.sum(1)[:, None] * columns.sum(1)
+    return rows @ masks.astype(np.float32) @ columns.T / np.where(weight > 0, weight, 1), weight
+
+
+@functools.lru_cache(64)
+def _coverage(low: int, frame: int, size: int, original: int) -> Float[np.ndarray, "low original"]:
+    """For one axis: the share of each low-res pixel that each pixel of the original covers."""
+    edges = np.arange(low + 1) * (frame / low * original / size)
+    pixels = np.arange(original)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (np.maximum(overlap, 0) / edges[1]).astype(np.float32)
