@@ -1,6 +1,7 @@
 """The `sam-jax` command: one function per subcommand, each importing what is heavy when it runs."""
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
+from platformdirs import user_cache_path
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -310,6 +312,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main() -> None:
     """Run the command line; an error is a sentence on stderr and exit code 1."""
+    _keep_programs()
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
@@ -321,6 +324,13 @@ def main() -> None:
         sys.exit(f"sam-jax: {error}")
     except KeyboardInterrupt:
         sys.exit("sam-jax: interrupted")
+
+
+def _keep_programs() -> None:
+    """Let later runs find the programs that this one compiles: JAX's persistent cache, if not set up otherwise."""
+    folder = user_cache_path("sam-jax", appauthor=False) / "programs"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 class _Contents(NamedTuple):

@@ -2,6 +2,8 @@
 
 import functools
 import importlib.util
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +17,10 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 # Most of the time goes into compiling, and XLA's optimisations change no fact that is tested; parity turns them on.
 jax.config.update("jax_disable_most_optimizations", True)
+# Processes that tests start share what they compile, and leave the user's cache alone.
+CACHE = tempfile.TemporaryDirectory(prefix="sam_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+jax.config.update("jax_enable_compilation_cache", False)
 
 MISSING = [name for name in ("torch", "segment_anything", "transformers") if importlib.util.find_spec(name) is None]
 collect_ignore = ["parity"] if MISSING else []

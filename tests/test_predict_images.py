@@ -1,7 +1,9 @@
 """`sam-jax predict` and `sam-jax embed`: what they write, what they say, and that errors are one sentence."""
 
 import dataclasses
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -239,3 +241,17 @@ def test_an_embedding_of_another_image_is_refused(run, photo, tmp_path):
     Image.open(photo).resize((50, 50)).save(photo)
     code, said = run("predict", photo, *CLICK, "-o", tmp_path / "out", "--embeddings", tmp_path / "store")
     assert (code, "its size is (50, 50), but the embedding" in said) == (1, True)
+
+
+def test_a_second_run_finds_the_programs_of_the_first(checkpoint, photo, tmp_path):
+    """In the user's cache, if JAX_COMPILATION_CACHE_DIR does not say otherwise."""
+    command = "from sam_jax.cli import main; main()", "predict", photo, *CLICK, "--checkpoint", checkpoint
+    unset = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment = unset | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    programs = []
+    for name in ("first.png", "second.png"):
+        arguments = [sys.executable, "-P", "-c", *map(str, (*command, "-o", tmp_path / name))]
+        subprocess.run(arguments, env=environment, check=True, capture_output=True)
+        programs.append({path.name for path in (tmp_path / "sam-jax" / "programs").glob("*-cache")})
+    assert programs[0]
+    assert programs[0] == programs[1]
