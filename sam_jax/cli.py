@@ -3,12 +3,10 @@
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import tyro
 from platformdirs import user_cache_path
@@ -16,16 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sam_jax.convert import encoder_from_torch, encoder_to_torch, from_torch, open_checkpoint, own_metadata, to_torch
-from sam_jax.convert.writer import SUFFIXES, write_tensors
 from sam_jax.errors import CheckpointError
-from sam_jax.manifest import Manifest, Provenance, is_saved, sha256
 from sam_jax.train.config import FinetuneConfig, choose_config
-
-if TYPE_CHECKING:
-    from sam_jax.checkpoints import Variables
-    from sam_jax.encoders import Encoder
-    from sam_jax.model import Sam
 
 
 def convert(
@@ -49,24 +39,13 @@ def convert(
       encoder: keep the image encoder, too. A folder that was made so keeps it without being told again.
       overwrite: replace what is at the output.
     """
-    from sam_jax.convert.download import locate
+    from sam_jax import conversion
 
-    to_file = out.suffix in SUFFIXES
-    if naming != "meta" and not to_file:
-        raise ValueError(f"--naming is for files that end in {', '.join(SUFFIXES)}: {out} becomes a folder.")
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists already. To replace it, add --overwrite.")
-    path = locate(source)
-    with Console(stderr=True).status(f"Converting {path.name}"):
-        found = (_restored if is_saved(path) else _converted)(path, family, encoder)
-        found = found._replace(
-            variables=_cast(found.variables, dtype), encoder_variables=_cast(found.encoder_variables, dtype)
+    with Console(stderr=True).status(f"Converting {source}"):
+        provenance = conversion.run(
+            source, out, naming=naming, family=family, dtype=dtype, encoder=encoder, overwrite=overwrite
         )
-        if to_file:
-            _write_file(out, found, naming, overwrite)
-        else:
-            _write_folder(out, found, overwrite)
-    origin = asdict(found.provenance)
+    origin = asdict(provenance)
     _print_rows([("wrote", str(out)), *((name, text or "unknown") for name, text in origin.items())])
 
 
@@ -159,7 +138,7 @@ def embed(
 
 
 def demo(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("sam_jax_demo")) -> None:
-    """Make a checkpoint of random weights, convert it, decode a click, a box and a mask, and draw the masks.
+    """Convert the small checkpoint that ships with the package, and find the objects of a drawn scene with it.
 
     Args:
       out: folder for the checkpoint and the picture.
@@ -276,16 +255,18 @@ def bench(
       repeats: of each measurement; medians are printed.
       out: a .json file for the figures, replaced if it exists; a plot of the rates is written beside it, as .png.
     """
-    from sam_jax import SamConfig, bench, demo
+    from sam_jax import SamConfig, bench
     from sam_jax.checkpoints import load
+    from sam_jax.convert import from_torch
     from sam_jax.model import Sam
+    from sam_jax.random_weights import random_state_dict
 
     if out and out.suffix != ".json":
         raise ValueError(f"--out must be a .json file, got {out}.")
     if checkpoint:
         model, variables = load(checkpoint)
     else:
-        conversion = from_torch(demo.random_state_dict(SamConfig()))
+        conversion = from_torch(random_state_dict(SamConfig()))
         model, variables = Sam(conversion.config), conversion.variables
     with Console(stderr=True).status("Measuring"):
         report = bench.run(model, variables, prompt_sets, repeats)
@@ -331,78 +312,6 @@ def _keep_programs() -> None:
     folder = user_cache_path("sam-jax", appauthor=False) / "programs"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-
-
-class _Contents(NamedTuple):
-    """What a checkpoint holds. The image encoder is None where there is none, or it is not wanted."""
-
-    model: "Sam"
-    variables: "Variables"
-    encoder: "Encoder | None"
-    encoder_variables: "Variables | None"
-    provenance: Provenance
-
-
-def _restored(folder: Path, family: str | None, encoder: bool) -> _Contents:
-    from sam_jax.checkpoints import restore, restore_encoder
-
-    model, variables, provenance = restore(folder, family=family)
-    kept = restore_encoder(folder, family=family) if encoder or Manifest.read(folder).encoder else (None, None)
-    return _Contents(model, variables, *kept, provenance)
-
-
-def _converted(path: Path, family: str | None, encoder: bool) -> _Contents:
-    checkpoint = open_checkpoint(path)
-    files = sorted({tensor.region.file.path for tensor in checkpoint.tensors.values()})
-    digest = _in_background(sha256, *files)
-    arguments: Any = {"tensors": checkpoint.tensors, "family": family, "settings": checkpoint.settings}
-    decoder, kept = from_torch(**arguments), encoder_from_torch(**arguments) if encoder else None
-
-    from sam_jax.encoders import make_encoder
-    from sam_jax.model import Sam  # here, because importing JAX takes about as long as the hash
-
-    found = decoder.family
-    provenance = Provenance(found.name, path.resolve().name, digest.result(), found.licence)
-    both = (make_encoder(kept.config), kept.variables) if kept else (None, None)
-    return _Contents(Sam(decoder.config), decoder.variables, *both, provenance)
-
-
-def _write_file(out: Path, found: _Contents, naming: Literal["meta", "hf"], overwrite: bool) -> None:
-    tensors = to_torch(found.model, found.variables, naming)
-    if found.encoder and found.encoder_variables:
-        tensors |= encoder_to_torch(found.encoder, found.encoder_variables, naming)
-    known = {name: text for name, text in asdict(found.provenance).items() if text}
-    known |= own_metadata(found.model.config, found.encoder.config if found.encoder else None, found.provenance.family)
-    write_tensors(out, tensors, metadata=known, overwrite=overwrite)
-
-
-def _write_folder(out: Path, found: _Contents, overwrite: bool) -> None:
-    from sam_jax.checkpoints import save
-
-    encoder = found.encoder, found.encoder_variables
-    save(out, found.model, found.variables, *encoder, provenance=found.provenance, overwrite=overwrite)
-
-
-def _in_background(function: Callable[..., Any], *arguments: Any) -> Future:
-    """Call a function in a thread that does not keep the process alive, as an executor's would after an error."""
-    future: Future = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
-
-
-def _cast(variables: Any, dtype: str) -> Any:
-    import jax
-
-    if variables is None or dtype == "stored":
-        return variables
-    return variables | {"params": jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"])}
 
 
 def _print_rows(rows: Iterable[tuple[str, str]]) -> None:

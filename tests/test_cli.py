@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 import sam_jax
-from sam_jax import cli
+from sam_jax import cli, conversion
 from sam_jax.config import TINY, SamConfig
 from sam_jax.convert import read_tensors
 from sam_jax.convert.rules import torch_shapes
@@ -151,7 +151,7 @@ def test_an_interrupt_is_no_traceback(run, source, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "from_torch", interrupt)
+    monkeypatch.setattr(conversion, "from_torch", interrupt)
     assert run("convert", source, "-o", tmp_path / "out") == (1, "", "sam-jax: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -209,7 +209,7 @@ def test_inspect_shows_what_is_known_of_a_file_that_cannot_be_converted(run, ten
 def test_inspect_needs_no_jax(source):
     script = """
 import sys
-from sam_jax import cli
+from sam_jax import cli, conversion
 cli.main()
 print("jax" in sys.modules or "torch" in sys.modules)
 """

@@ -23,14 +23,16 @@ VARIABLES = random_variables(MODEL)
 SIZES = (60, 100), (200, 150)
 
 
-class Mean(nn.Module):
+class Mean(ImageEncoder):
     """An encoder that compiles at once: each patch's mean colour, spread over the channels by random weights."""
 
     config: ViTConfig = VIT_TINY
 
-    @nn.compact
+    def setup(self) -> None:
+        self.spread = nn.Dense(32)
+
     def __call__(self, frame: Any) -> Any:
-        return nn.Dense(32)(frame.reshape(8, 16, 8, 16, 3).mean((1, 3)))
+        return self.spread(frame.reshape(8, 16, 8, 16, 3).mean((1, 3)))
 
 
 ENCODER = Mean()

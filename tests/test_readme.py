@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import re
 import subprocess
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from torch_writer import write_torch_zip
 
-from sam_jax import SamConfig, load, save
-from sam_jax.convert import write_tensors
-from sam_jax.demo import random_state_dict
+from sam_jax.config import TINY, SamConfig
+from sam_jax.convert import own_metadata, write_tensors
+from sam_jax.random_weights import random_state_dict
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,9 +36,9 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_tutorial_runs_on_eight_devices(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "random.safetensors", random_state_dict(SamConfig()))
-    model, variables = load(tmp_path / "random.safetensors")
-    save(tmp_path / "sam_jax_demo/sam_random", model, variables)
+    """With a decoder of the full size in pixels, and small in everything else."""
+    config = dataclasses.replace(TINY, image_size=(1024, 1024), grid_size=(64, 64))
+    write_tensors(tmp_path / "sam.safetensors", random_state_dict(config), metadata=own_metadata(config))
     (tmp_path / "tutorial.py").write_text("\n".join(blocks("docs/tutorial.md", "python")))
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     run = [sys.executable, "-W", "error", "tutorial.py"]

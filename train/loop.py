@@ -20,8 +20,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sam_jax.plot import line_plot, stacked
 from sam_jax.train.config import LoopConfig
-from sam_jax.train.pictures import line_plot, stacked
 from sam_jax.train.state import TrainState
 from sam_jax.train.step import Step
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from sam_jax.atomic import written_whole
 from sam_jax.draw import COLOURS, draw_tokens, overlay, side_by_side
+from sam_jax.plot import line_plot, stacked
 from sam_jax.train.clicks import Click
 from sam_jax.train.metrics import SIZE_CLASSES, Calibration, ClicksNeeded, calibration, clicks_needed, size_classes
-from sam_jax.train.pictures import line_plot, stacked
 
 User = Literal["score", "oracle"]
 """Who takes the mask of the highest score, and who the one that fits best."""

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sam_jax.draw import COLOURS
-from sam_jax.train.pictures import line_plot, stacked, ticks
+from sam_jax.plot import line_plot, stacked, ticks
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,11 @@ def test_curves_go_from_corner_to_corner_and_end_at_the_axes() -> None:
     assert np.abs(up[up[:, 0].argmax()] - (286, 24)).max() <= 2
     assert np.abs(out[:, 0] - 169).max() <= 2
     assert out[:, 1].min() == 24
+
+
+def test_doubling_puts_the_geometric_mean_in_the_middle() -> None:
+    plot = line_plot({"at 8": [(8, 0), (8, 2)]}, (1, 64), (0, 2), size=(300, 200), doubling=True)
+    assert np.abs(pixels(plot, COLOURS[0])[:, 0] - 169).max() <= 2
 
 
 def test_a_single_point_needs_no_range() -> None:

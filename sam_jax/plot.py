@@ -15,7 +15,11 @@ _LEFT, _TOP, _RIGHT, _BOTTOM = 52, 24, 14, 26
 
 
 def line_plot(
-    curves: Mapping[str, Points], x_range: Range, y_range: Range, size: tuple[int, int] = (388, 260)
+    curves: Mapping[str, Points],
+    x_range: Range,
+    y_range: Range,
+    size: tuple[int, int] = (388, 260),
+    doubling: bool = False,
 ) -> Image.Image:
     """Return a plot of curves over common axes, with a legend.
 
@@ -24,7 +28,11 @@ def line_plot(
       x_range: the smallest and the largest x of the axes.
       y_range: the smallest and the largest y.
       size: width and height of the picture in pixels.
+      doubling: whether equal steps along x double it, rather than add to it; x is positive then.
     """
+    if doubling:
+        x_range = math.log2(x_range[0]), math.log2(x_range[1])
+        curves = {name: [(math.log2(x), y) for x, y in points] for name, points in curves.items()}
     x_range, y_range = _widened(x_range), _widened(y_range)
     picture = Image.new("RGB", size, "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
@@ -36,7 +44,7 @@ def line_plot(
     for value in ticks(x_range):
         x = _along(value, x_range, left, right)
         pen.line((x, bottom, x, bottom + 4), fill="black")
-        pen.text((x, bottom + 7), f"{value:.6g}", fill="black", font=font, anchor="mt")
+        pen.text((x, bottom + 7), f"{2**value if doubling else value:.6g}", fill="black", font=font, anchor="mt")
     pen.rectangle(box, outline="black")
     legend = float(left)
     for i, (name, points) in enumerate(curves.items()):
