@@ -138,10 +138,10 @@ def embed(
 
 
 def demo(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("sam_jax_demo")) -> None:
-    """Convert the small checkpoint that ships with the package, and find the objects of a drawn scene with it.
+    """Convert a small checkpoint, and ask it for the objects of a drawn scene: clicks, a box and a mask in one call.
 
     Args:
-      out: folder for the checkpoint and the picture.
+      out: folder for the converted checkpoint and the picture.
     """
     from sam_jax.demo import run
 

@@ -1,103 +1,140 @@
-"""A first look without any download: random weights in the official layout, converted, loaded, and asked for masks."""
+"""A first look without any download: a small SAM finds objects in a drawn scene that it has not seen."""
 
+import json
+import tempfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from sam_jax.checkpoints import load, save
-from sam_jax.config import SamConfig
-from sam_jax.convert import from_torch, open_checkpoint, write_tensors
-from sam_jax.convert.rules import torch_shapes
-from sam_jax.draw import COLOURS, draw_tokens, overlay, side_by_side
-from sam_jax.full_size import binary_masks
-from sam_jax.model import Sam
-from sam_jax.predict import predict_masks
+from sam_jax import conversion
+from sam_jax.draw import COLOURS, draw_score, draw_tokens, line_width, overlay
+from sam_jax.predictor import Predictor
 from sam_jax.prompts import Prompts
-from sam_jax.resize import input_size_for, mask_to_prompt, to_input_frame
-from sam_jax.select import best_masks
+from sam_jax.train import small
+from sam_jax.train.clicks import box_around, next_click
+from sam_jax.train.metrics import mask_iou
+from sam_jax.train.scenes import Scene, draw_scene
 
-SIZE = (300, 400)
-"""Height and width of the demo's picture."""
+SMALL = Path(__file__).parent / "data" / "small.safetensors"
+"""A small SAM in PyTorch's names; a JSON file beside it says how it was trained, and how good it is."""
+
+SEED = 12
+"""Of the scene; training sees none of its kind of seeds."""
+SIZE = (512, 512)
+
+
+class Asked(NamedTuple):
+    """What the demo asks of the model for one object.
+
+    Attributes:
+      name: the kind of prompt.
+      truth: the object's true mask.
+      prompt: arguments of `Predictor.predict`, without the axis of objects.
+    """
+
+    name: str
+    truth: Bool[np.ndarray, "height width"]
+    prompt: dict[str, Any]
 
 
 def run(folder: Path, console: Console) -> Path:
-    """Make a checkpoint of random weights, convert it, decode a click, a box and a mask, and return the picture's path.
+    """Convert the small checkpoint, encode a scene, decode all prompts in one call, and return the picture's path.
 
     Args:
-      folder: where the checkpoint and the picture go; what an earlier run left there is replaced.
+      folder: where the converted checkpoint and the picture go; what an earlier run left there is replaced.
       console: where to say what happens.
     """
-    console.print("[bold yellow]The weights are random[/]: the masks mean nothing. This shows the steps, not a result.")
     folder.mkdir(parents=True, exist_ok=True)
-    source, converted = folder / "sam_random.safetensors", folder / "sam_random"
-    write_tensors(source, random_state_dict(SamConfig()), overwrite=True)
-    console.print(f"made       {source}  (official layout and names)")
-    conversion = from_torch(open_checkpoint(source).tensors)
-    save(converted, Sam(conversion.config), conversion.variables, overwrite=True)
-    console.print(f"converted  {converted}")
+    if SMALL.is_file():
+        source = SMALL
+        console.print(about_small())
+    else:
+        source = folder / "small.safetensors"
+        write_random(source)
+        console.print(
+            "[bold yellow]The weights are random[/]: the masks mean nothing. This shows the steps, not a result."
+        )
+    converted = folder / "small"
+    conversion.run(str(source), converted, encoder=True, overwrite=True)
+    console.print(f"converted  {source} (official layout and names) to {converted}")
 
-    model, variables = load(converted)
-    prompts = demo_prompts(model.config)
-    embedding = np.random.default_rng(1).normal(size=(*model.config.grid_size, model.config.width)).astype(np.float32)
-    out = jax.block_until_ready(predict_masks(model, variables, embedding, prompts))
-    logits, scores = best_masks(out, prompts)
-    console.print(f"decoded    {len(scores)} prompt sets: logits {list(out.logits.shape)}, iou {list(out.iou.shape)}")
+    predictor, scene = Predictor.load(converted), draw_scene(SEED, SIZE)
+    predictor.set_image(scene.image)
+    console.print(f"encoded    a drawn scene of {SIZE[1]} x {SIZE[0]} pixels with {len(scene.masks)} masks")
+    asked = prompts_for(scene)
+    given = {name: [one.prompt.get(name) for one in asked] for name in ("points", "labels", "boxes", "mask")}
+    masks, scores, logits = predictor.predict(**given)
+    console.print(f"decoded    {len(asked)} prompt sets in one call: low-res logits {list(logits.shape)}")
 
-    sizes = {"input_size": input_size_for(SIZE, model.config.image_size), "original_size": SIZE}
-    masks = np.asarray(binary_masks(logits, **sizes))
-    table = Table("prompt", "predicted IoU of masks 0 to 3", "best", "pixels in the mask")
-    panels = []
-    for i, name in enumerate(("one click", "a box", "a mask")):
-        table.add_row(name, "  ".join(f"{x:+.3f}" for x in out.iou[i]), f"{scores[i]:+.3f}", f"{masks[i].sum():,}")
-        picture = Image.fromarray(overlay(demo_picture(), masks[i], COLOURS[i]))
-        scale = SIZE[0] / sizes["input_size"][0]
-        draw_tokens(picture, np.asarray(prompts.coordinates[i]) * scale, np.asarray(prompts.labels[i]))
-        panels.append((f"{name}: predicted IoU {scores[i]:+.3f} (random weights)", picture))
+    best = scores.argmax(-1)
+    picture = Image.fromarray(scene.image)
+    table = Table("prompt", "IoU with the truth", "predicted IoU")
+    for i, one in enumerate(asked):
+        mask, score = masks[i, best[i]], scores[i, best[i]]
+        table.add_row(one.name, f"{float(mask_iou(mask, one.truth)):.3f}", f"{score:.3f}")
+        colour = COLOURS[i % len(COLOURS)]
+        picture = Image.fromarray(overlay(np.asarray(picture), mask, colour, line_width(*SIZE)))
+    for i, one in enumerate(asked):
+        tokens = Prompts.build(**{name: [value] for name, value in one.prompt.items() if name != "mask"}, images=False)
+        draw_tokens(picture, np.asarray(tokens.coordinates[0]), np.asarray(tokens.labels[0]))
+        draw_score(picture, masks[i, best[i]], float(scores[i, best[i]]), COLOURS[i % len(COLOURS)])
+    picture.save(folder / "demo.png")
     console.print(table)
-    side_by_side(panels).save(folder / "demo.png")
     console.print(f"picture    {folder / 'demo.png'}")
     return folder / "demo.png"
 
 
-def random_state_dict(config: SamConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return random weights under Meta's names: unit-gain matrices, norms of ones, small biases."""
-    rng = np.random.default_rng(seed)
-
-    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        values = rng.normal(size=shape)
-        if len(shape) > 1 and shape[0] > 1 and "gaussian" not in name and "tokens" not in name:
-            values /= np.sqrt(np.prod(shape[1:]) if "upscaling" not in name else shape[0])
-        elif name.endswith("bias"):
-            values *= 0.1
-        elif len(shape) == 1:
-            values = np.ones(shape)
-        return values.astype(np.float32)
-
-    return {name: draw(name, shape) for name, shape in torch_shapes(config).items()}
+def write_random(path: Path) -> None:
+    """Write a small SAM with random weights, in the official layout and names."""
+    with tempfile.TemporaryDirectory() as folder:
+        small.start(Path(folder) / "start")
+        conversion.run(str(Path(folder) / "start"), path, encoder=True, overwrite=True)
 
 
-def demo_prompts(config: SamConfig) -> Prompts:
-    """Return one click, one box and one mask on the disc of `demo_picture`."""
-    sizes = {"original_size": SIZE, "input_size": input_size_for(SIZE, config.image_size)}
-    click = np.asarray(to_input_frame([[150.0, 150.0]], **sizes))
-    box = np.asarray(to_input_frame([70.0, 70.0, 230.0, 230.0], **sizes))
-    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
-    disc = (x - 150) ** 2 + (y - 150) ** 2 < 70**2
-    logits = mask_to_prompt(disc, input_size=sizes["input_size"], mask_size=config.mask_size)
-    return Prompts.build(
-        points=[click, None, None], labels=[[1], None, None], boxes=[None, box, None], masks=[None, None, logits]
+def about_small() -> str:
+    """Return in a sentence what the small checkpoint is."""
+    about = json.loads(SMALL.with_suffix(".json").read_text("utf-8"))
+    hours, found = sum(run["hours"] for run in about["runs"]), about["evaluation"]["scenes"]
+    return (
+        f"A small SAM, trained for {hours:.1f} hours on two CPU cores, on drawn scenes. On {found['images']} others, "
+        f"its mean IoU is {found['1 click, best of three']:.2f} after one click (best of three masks) and "
+        f"{found['box, by score']:.2f} with a box."
     )
 
 
-def demo_picture() -> UInt8[np.ndarray, "height width 3"]:
-    """Draw a disc and a bar on a gradient."""
-    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
-    picture = np.stack([90 + y / 4, 110 + x / 8, 140 - y / 8], -1)
-    picture[(x - 150) ** 2 + (y - 150) ** 2 < 70**2] = (225, 190, 150)
-    picture[(abs(x - 310) < 30) & (abs(y - 160) < 100)] = (120, 160, 110)
-    return picture.astype(np.uint8)
+def prompts_for(scene: Scene) -> list[Asked]:
+    """Return a prompt of another kind for each of a scene's four largest objects."""
+    objects = [mask for mask, kind in zip(scene.masks, scene.kinds, strict=True) if kind == "object"]
+    largest = sorted(objects, key=lambda mask: -int(mask.sum()))[:4]
+    asked = []
+    for name, truth in zip(("one click", "two clicks", "a box", "a rough mask"), largest, strict=False):
+        clicks = _clicks(truth, 2 if name == "two clicks" else 1)
+        prompt: dict[str, Any] = {"points": clicks, "labels": [1] * len(clicks)}
+        if name == "a box":
+            prompt = {"boxes": box_around(truth)}
+        elif name == "a rough mask":
+            prompt = {"mask": _rough(truth)}
+        asked.append(Asked(name, truth, prompt))
+    return asked
+
+
+def _clicks(truth: Bool[np.ndarray, "height width"], number: int) -> list[tuple[float, float]]:
+    """Clicks in an object, each as deep as possible in what the earlier ones leave of it."""
+    found, left = [], truth.copy()
+    for _ in range(number):
+        if click := next_click(left, np.zeros_like(left), np.zeros_like(left)):
+            found.append((click.x, click.y))
+            left[:, : click.x] = False
+    return found
+
+
+def _rough(truth: Bool[np.ndarray, "height width"], cell: int = 32) -> Bool[np.ndarray, "height width"]:
+    """The mask in coarse squares."""
+    height, width = truth.shape
+    share = truth.reshape(height // cell, cell, width // cell, cell).mean((1, 3))
+    return np.kron(share > 0.5, np.ones((cell, cell), bool))

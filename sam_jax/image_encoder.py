@@ -61,7 +61,10 @@ def attend_rows(
     by_column = jnp.einsum("nrwd,wkd->nrwk", query, table_w, preferred_element_type=dtype)
     products = jnp.einsum("nrwd,nkd->nrwk", query, key, preferred_element_type=dtype).reshape(n, rows, b, -1, b)
     logits = d**-0.5 * products + by_row[..., :, None] + by_column[..., None, :]
-    weights = jnp.exp(logits - logits.max((-2, -1), keepdims=True)).reshape(n, rows, b, -1)
+    # The largest logit cancels out of the result. Its gradient would look for the logit that equals it and be NaN where
+    # the compiler forms the logits twice, and none does.
+    largest = jax.lax.stop_gradient(logits.max((-2, -1), keepdims=True))
+    weights = jnp.exp(logits - largest).reshape(n, rows, b, -1)
     gathered = jnp.einsum("nrwk,nkd->nrwd", weights.astype(value.dtype), value, preferred_element_type=dtype)
     return (gathered / weights.sum(-1, keepdims=True)).astype(value.dtype)
 
