@@ -145,7 +145,7 @@ def program_memory(model: Sam, variables: Variables, prompt_sets: int) -> dict[s
     """Return the MB that decoding clicks on one image allocates: for its result, and at its peak beside that."""
     prompts = random_prompts(model, prompt_sets)
     lowered = decode.lower(model, variables, random_embedding(model), prompts, default_chunk())
-    memory = lowered.compile().memory_analysis()
+    memory: Any = lowered.compile().memory_analysis()
     return {"result": memory.output_size_in_bytes / MB, "beside it": memory.temp_size_in_bytes / MB}
 
 

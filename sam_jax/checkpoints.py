@@ -56,11 +56,12 @@ def save(
       CheckpointError: if the variables are not those of the model, or of the encoder.
       FileExistsError: if `path` exists and `overwrite` is false, or is something else than such a folder.
     """
-    target, variables, encoder_variables = Path(path).expanduser(), *jax.device_get((variables, encoder_variables))
+    target = Path(path).expanduser()
+    variables, encoder_variables = map(_without_empty, jax.device_get((variables, encoder_variables or {})))
     arrays = _described(variables)
     _check_arrays(model.config, DECODER, arrays, "The variables")
     if encoder:
-        of_encoder = _described(encoder_variables or {})
+        of_encoder = _described(encoder_variables)
         _check_arrays(encoder.config, TABLES[kind_of(encoder.config)], of_encoder, "The encoder's variables")
         arrays |= {f"{ENCODER}/{name}": array for name, array in of_encoder.items()}
     if target.is_dir() and any(target.iterdir()) and not is_saved(target):
@@ -175,6 +176,11 @@ def _checkpointer() -> ocp.StandardCheckpointer:
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"sam_jax_{here}"
     )
     return ocp.StandardCheckpointer(multiprocessing_options=alone)
+
+
+def _without_empty(variables: Variables) -> Variables:
+    """Leave out dicts that hold no array: the manifest lists arrays, so `load` would not ask for such a dict again."""
+    return unflatten_dict(flatten_dict(variables))
 
 
 def _described(variables: Variables) -> dict[str, ArraySpec]:

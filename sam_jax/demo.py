@@ -67,7 +67,7 @@ def run(folder: Path, console: Console) -> Path:
     predictor.set_image(scene.image)
     console.print(f"encoded    a drawn scene of {SIZE[1]} x {SIZE[0]} pixels with {len(scene.masks)} masks")
     asked = prompts_for(scene)
-    given = {name: [one.prompt.get(name) for one in asked] for name in ("points", "labels", "boxes", "mask")}
+    given: Any = {name: [one.prompt.get(name) for one in asked] for name in ("points", "labels", "boxes", "mask")}
     masks, scores, logits = predictor.predict(**given)
     console.print(f"decoded    {len(asked)} prompt sets in one call: low-res logits {list(logits.shape)}")
 

@@ -144,6 +144,12 @@ def test_an_encoder_s_variables_must_be_its_own(file, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_collection_without_arrays_is_as_good_as_none(file, kind, tmp_path):
+    encoder, of_encoder = sam_jax.load_encoder(file)
+    sam_jax.save(tmp_path / "x", *sam_jax.load(file), encoder, of_encoder | {"intermediates": {}})
+    assert_loads(tmp_path / "x", kind)
+
+
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [

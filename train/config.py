@@ -136,6 +136,7 @@ class FinetuneConfig:
       dtype: compute dtype. Parameters stay in float32.
       remat: compute the decoder's activations twice instead of keeping them.
       mask_outputs: masks 1, 2, ... of another number than the checkpoint's.
+      workers: processes that make batches; 0 for threads of this one.
       loss: weights of the loss.
       simulation: the simulated user.
       optimizer: settings of the optimizer.
@@ -150,6 +151,7 @@ class FinetuneConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     mask_outputs: int | None = None
+    workers: int = 0
     loss: LossConfig = LossConfig()
     simulation: Simulation = Simulation()
     optimizer: OptimizerConfig = OptimizerConfig()

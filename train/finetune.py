@@ -1,19 +1,26 @@
 """A run from data and a checkpoint to a better checkpoint: what `sam-jax finetune` does."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from sam_jax.checkpoints import Variables, load, load_encoder, save
 from sam_jax.config import SamConfig
+from sam_jax.convert.download import locate
+from sam_jax.embed_images import provenance_of
 from sam_jax.embeddings import EmbeddingStore, StoredDType
 from sam_jax.manifest import Provenance
 from sam_jax.model import Sam
 from sam_jax.pixels import encode_image
+from sam_jax.sharding import make_mesh, replicate
 from sam_jax.train.config import FinetuneConfig
 from sam_jax.train.data import batches
 from sam_jax.train.evaluate import evaluate
@@ -53,8 +60,12 @@ class Result:
 def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = FinetuneConfig()) -> Result:  # noqa: B008
     """Train a checkpoint's decoder, or more of it, on images with masks. Started again, a run goes on where it was.
 
+    It must be told the same then, but for `config.loop`: with more steps it goes on for longer, the learning rate where
+    the longer schedule has it.
+
     The run's folder gets `model/` (the result, with the image encoder), `finetune.json` (what was asked for),
     `metrics.jsonl`, `curves.png`, `samples.png`, `checkpoints/`, and `embeddings/` where the encoder does not train.
+    Images and objects are split over as many devices as divide them evenly.
 
     Args:
       data: a COCO JSON file, a folder (`sam_jax.train.sources.open_source`), or "scenes".
@@ -81,13 +92,16 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
         params = add_lora(jax.random.key(config.seed), params, config.lora_rank)
     scales = learning_rate_scales(params, PRESETS[config.train])
     optimizer = make_optimizer(config.optimizer, scales, config.loop.steps)
+    mesh = _mesh(config)
     state = init_state(params, constants, scales, optimizer)
+    state = state if mesh is None else replicate(state, mesh)
 
     _claim(out, data, checkpoint, config)
     # A frozen encoder need see each image but once; of drawn scenes, no image comes twice.
     in_step = data == SCENES or any(path.startswith(ENCODER) for path in state.params)
     encode = functools.partial(encode_image, encoder, encoder_variables)
-    seen = source if in_step else _embedded(source, out, model.config, config.dtype, checkpoint, encode)
+    origin = provenance_of(locate(checkpoint), None)
+    seen = source if in_step else _embedded(source, out, model.config, config.dtype, origin, encode)
     step = make_step(
         model,
         optimizer,
@@ -95,14 +109,17 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
         simulation=config.simulation,
         loss=config.loss,
         seed=config.seed,
+        mesh=mesh,
         remat=config.remat,
     )
-    stream = batches(seen, model.config, images=config.batch, objects=config.objects, seed=config.seed)
-    state = train(out, state, step, stream, config.loop)
+    numbers = {"images": config.batch, "objects": config.objects, "seed": config.seed, "workers": config.workers}
+    with contextlib.closing(batches(seen, model.config, **numbers)) as stream:
+        state = train(out, state, step, stream, config.loop)
 
+    state = jax.tree.map(jnp.asarray, jax.device_get(state))  # from all devices to one
     variables, encoder_variables = trained_variables(state)
     model, encoder = _computing_in("float32", model), _computing_in("float32", encoder)
-    provenance = Provenance(source=f"fine-tuned from {checkpoint}")
+    provenance = dataclasses.replace(origin, source=f"fine-tuned from {origin.source or checkpoint}", sha256=None)
     save(out / MODEL, model, variables, encoder, encoder_variables, provenance=provenance, overwrite=True)
     shown = DrawnScenes(SHOWN, model.config.image_size, held_out=True) if data == SCENES else source
     _draw(out, model, variables, Encoded(shown, functools.partial(encode_image, encoder, encoder_variables)))
@@ -110,15 +127,26 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
 
 
 def _claim(out: Path, data: str, checkpoint: str, config: FinetuneConfig) -> None:
-    """Write down what the run is told; of a run that is there, see that it is told the same."""
+    """Write down what the run is told; of a run that is there, see that it is told the same but for how long."""
     asked = {"data": data, "checkpoint": checkpoint, "config": json.loads(config.to_json())}
     path = out / SETTINGS
-    if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asked, indent=2) + "\n", "utf-8")
-    elif (there := json.loads(path.read_text("utf-8"))) != asked:
-        differing = ", ".join(name for name in asked if there.get(name) != asked[name])
-        raise ValueError(f"{out} has a run with another {differing}. Its settings are in {path}; take another folder.")
+    if path.exists():
+        there = json.loads(path.read_text("utf-8"))
+        differing = [name for name in ("data", "checkpoint") if there[name] != asked[name]]
+        known = dataclasses.asdict(FinetuneConfig.from_json(json.dumps(there["config"])))
+        differing += [name for name, value in dataclasses.asdict(config).items() if known[name] != value]
+        if others := ", ".join(name for name in differing if name != "loop"):
+            raise ValueError(f"{out} has a run with another {others}. Its settings are in {path}; take another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asked, indent=2) + "\n", "utf-8")
+
+
+def _mesh(config: FinetuneConfig) -> Mesh | None:
+    """As many devices as split a batch's images and objects evenly; None for one alone."""
+    devices = jax.devices()
+    rows = math.gcd(config.batch, len(devices))
+    columns = math.gcd(config.objects, len(devices) // rows)
+    return make_mesh(rows, devices[: rows * columns]) if rows * columns > 1 else None
 
 
 def _computing_in(dtype: str, module: Any) -> Any:
@@ -126,12 +154,11 @@ def _computing_in(dtype: str, module: Any) -> Any:
 
 
 def _embedded(
-    source: Source, out: Path, decoder: SamConfig, dtype: StoredDType, checkpoint: str, encode: Encode
+    source: Source, out: Path, decoder: SamConfig, dtype: StoredDType, origin: Provenance, encode: Encode
 ) -> Source:
     """Return the examples with embeddings from a store in the run's folder; those it has not got yet are computed."""
     shape = *decoder.grid_size, decoder.width
-    provenance = Provenance(source=checkpoint)
-    store = EmbeddingStore.create(out / "embeddings", shape, decoder.image_size, dtype, provenance)
+    store = EmbeddingStore.create(out / "embeddings", shape, decoder.image_size, dtype, origin)
     embed(source, store, encode)
     return Embedded(source, store)
 

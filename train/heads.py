@@ -25,8 +25,10 @@ class HeadReport(NamedTuple):
 
     def __str__(self) -> str:
         """All of it in a few lines."""
-        lines = [f"{len(self.loaded)} arrays loaded as they are, {len(self.partly)} for each mask:"]
-        return "\n  ".join([*lines, *(f"{path}: {text}" for path, text in self.partly.items())])
+        kept = "".join(f", {text}" for text in sorted(set(self.partly.values())))
+        dropped = f", {self.dropped} dropped" if self.dropped else ""
+        of_masks = f"{len(self.partly)} with a part for each mask{kept}{dropped}:"
+        return "\n  ".join([f"{len(self.loaded)} arrays loaded as they are, {of_masks}", *self.partly])
 
 
 def change_masks(
@@ -46,17 +48,21 @@ def change_masks(
     changed = Sam(dataclasses.replace(model.config, multimask_outputs=mask_outputs))
     old, new = model.config.num_masks, changed.config.num_masks
     kept = min(old, new)
-    fresh: dict[str, Any] = flatten_dict(jax.jit(changed.init)(key), sep="/")
     given: dict[str, Any] = flatten_dict(variables, sep="/")
-    loaded, partly = [], {}
-    for path, leaf in given.items():
-        if leaf.shape == fresh[path].shape:
-            fresh[path] = leaf
-            loaded.append(path)
-            continue
-        axis = next(i for i, sizes in enumerate(zip(leaf.shape, fresh[path].shape, strict=True)) if sizes == (old, new))
+    shapes: dict[str, Any] = flatten_dict(jax.eval_shape(changed.init, key), sep="/")
+    of_masks = [path for path, leaf in given.items() if leaf.shape != shapes[path].shape]
+    fresh = jax.jit(lambda key: _some(of_masks, changed.init(key)))(key)
+    for path, leaf in fresh.items():
+        axis = next(i for i, sizes in enumerate(zip(given[path].shape, leaf.shape, strict=True)) if sizes == (old, new))
         of_kept = (slice(None),) * axis + (slice(kept),)
-        fresh[path] = fresh[path].astype(leaf.dtype).at[of_kept].set(leaf[of_kept])
-        partly[path] = f"masks 0 to {kept - 1} loaded" + (f", {kept} to {new - 1} initialised" if new > old else "")
-    report = HeadReport(tuple(loaded), partly, old - kept)
-    return changed, unflatten_dict(fresh, sep="/"), report
+        fresh[path] = leaf.astype(given[path].dtype).at[of_kept].set(given[path][of_kept])
+    text = f"masks 0 to {kept - 1} loaded" + (f", {kept} to {new - 1} initialised" if new > old else "")
+    loaded = tuple(path for path in given if path not in fresh)
+    report = HeadReport(loaded, dict.fromkeys(of_masks, text), old - kept)
+    return changed, unflatten_dict(given | fresh, sep="/"), report
+
+
+def _some(paths: list[str], variables: Variables) -> dict[str, Array]:
+    """Some of the variables, so that a compiled function computes no others."""
+    flat: dict[str, Array] = flatten_dict(variables, sep="/")
+    return {path: flat[path] for path in paths}

@@ -5,6 +5,7 @@ so that a run that is killed at any point and started again goes on from the las
 happened. `metrics.jsonl` has one line for every few steps.
 """
 
+import dataclasses
 import json
 import math
 import time
@@ -104,7 +105,7 @@ def resume(manager: ocp.CheckpointManager, state: TrainState, batches: "grain.Da
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _moving(state))
     data = grain.checkpoint.CheckpointRestore(batches)  # pyright: ignore[reportCallIssue]
     restored = manager.restore(newest, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=data))
-    return state.replace(**restored["state"])
+    return dataclasses.replace(state, **restored["state"])
 
 
 def summarise(step: int, metrics: Sequence[Mapping[str, Any]], seconds: float) -> Line:

@@ -200,7 +200,7 @@ def has_click(key: Key[Array, ""], index: Int[Array, ""] | int, simulation: Simu
     if not simulation.refinements:
         return jnp.array(True)
     pause = jax.random.randint(jax.random.fold_in(key, simulation.rounds), (), 1, simulation.clicks + 1)
-    return (index != pause) & (index != simulation.rounds - 1)
+    return jnp.logical_and(index != pause, index != simulation.rounds - 1)
 
 
 def _stride(config: SamConfig) -> Float[Array, " 2"]:

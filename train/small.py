@@ -1,28 +1,83 @@
-"""The small SAM that the package ships: its settings, its beginning, and its training on drawn scenes."""
+"""The small SAM that the package ships: its settings, its training on drawn scenes, and the file that it ends as.
+
+python -m sam_jax.train.small train RUN     # again, after it was stopped: it goes on where it was
+python -m sam_jax.train.small ship RUN      # sam_jax/data/small.safetensors and small.json
+"""
 
 import dataclasses
+import json
+from importlib import resources
 from pathlib import Path
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import tyro
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from sam_jax import conversion
 from sam_jax.checkpoints import save
 from sam_jax.config import SamConfig
 from sam_jax.encoder_config import ViTConfig
 from sam_jax.image_encoder import ImageEncoder
 from sam_jax.manifest import Provenance
-from sam_jax.model import Sam
+from sam_jax.model import Sam, Variables
+from sam_jax.train import evaluate_command
+from sam_jax.train.config import FinetuneConfig, LoopConfig, LossConfig, OptimizerConfig, Simulation
+from sam_jax.train.finetune import MODEL, SCENES, SETTINGS, finetune
+from sam_jax.train.loop import read_metrics
+from sam_jax.train.report import MEANS_AFTER
 
 IMAGE_SIZE = (128, 128)
 
 ENCODER = ViTConfig(
-    width=128, depth=6, heads=4, patch_size=8, window_size=8, global_blocks=(2, 5), out_width=64, image_size=IMAGE_SIZE
+    width=96, depth=5, heads=3, patch_size=8, window_size=8, global_blocks=(2, 4), out_width=64, image_size=IMAGE_SIZE
 )
 """The image encoder: a ViT whose windows are quarters of the image."""
 DECODER = SamConfig(
     width=64, heads=4, mlp_width=256, iou_head_width=64, image_size=IMAGE_SIZE, grid_size=ENCODER.grid_size
 )
-"""The decoder, as deep as the full one and a quarter as wide."""
+"""The decoder: as deep as the full one, a quarter as wide."""
+
+TRAINING = FinetuneConfig(
+    train="everything",
+    batch=8,
+    objects=6,
+    loss=LossConfig(focal=2.0, size_aware=False),
+    simulation=Simulation(clicks=1, refinements=False),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup=100, weight_decay=0.05, average=0.998),
+    loop=LoopConfig(steps=3000, log_every=20, save_every=200),
+)
+"""How it is trained: everything at once, from random numbers. More rounds of clicks would leave time for fewer images.
+"""
+
+START = "start"
+DATA = Path(str(resources.files("sam_jax"))) / "data"
+"""The package's folder of the shipped checkpoint."""
+
+
+def train(
+    run: Annotated[Path, tyro.conf.Positional],
+    steps: int = TRAINING.loop.steps,
+    clicks: int = TRAINING.simulation.clicks,
+    checkpoint: str | None = None,
+) -> None:
+    """Train the small SAM from the beginning, or go on with a run that was stopped.
+
+    Args:
+      run: the run's folder.
+      steps: of the whole schedule; a run that is there can be given more.
+      clicks: rounds after the first prompt.
+      checkpoint: what to begin with, such as the `model` of another run; by default random numbers.
+    """
+    if checkpoint is None and not (run / START).exists():
+        start(run / START)
+    config = dataclasses.replace(
+        TRAINING,
+        simulation=dataclasses.replace(TRAINING.simulation, clicks=clicks),
+        loop=dataclasses.replace(TRAINING.loop, steps=steps),
+    )
+    finetune(SCENES, checkpoint or str(run / START), run, config)
 
 
 def start(folder: Path, seed: int = 0) -> None:
@@ -34,9 +89,75 @@ def start(folder: Path, seed: int = 0) -> None:
     """
     of_decoder, of_encoder, of_positions = jax.random.split(jax.random.key(seed), 3)
     model, encoder = Sam(DECODER), ImageEncoder(ENCODER)
+    variables = _looking_at_places(model.init(of_decoder))
     encoder_variables = jax.jit(encoder.init)(of_encoder, jnp.zeros((*IMAGE_SIZE, 3)))
-    # Zero for a checkpoint to be loaded over; apart, the tokens of a plain image can be told.
+    # The module begins with zeros; with these, the tokens of a plain image can be told apart.
     positions = encoder_variables["params"]["position_embedding"]
     encoder_variables["params"]["position_embedding"] = 0.02 * jax.random.normal(of_positions, positions.shape)
-    provenance = Provenance(source=f"untrained, of seed {seed}")
-    save(folder, model, model.init(of_decoder), encoder, encoder_variables, provenance=provenance)
+    provenance = Provenance(source=f"random numbers of seed {seed}")
+    save(folder, model, variables, encoder, encoder_variables, provenance=provenance)
+
+
+def _looking_at_places(variables: Variables) -> Variables:
+    """Let prompts and image tokens begin by attending to those at their own place.
+
+    From independent random projections it takes hundreds of steps to find out that a click's place matters, and until
+    then the best mask is an empty one. Queries that are projected as keys are match best where positions are equal.
+    """
+    params: dict[str, Any] = flatten_dict(variables["params"], sep="/")
+    for path in params:
+        if "to_" in path and path.endswith("query/kernel"):
+            params[path] = 1.5 * params[path.replace("query", "key")]
+        elif path.endswith(("label_embedding", "not_a_point_embedding", "no_mask_embedding")):
+            params[path] = 0.1 * params[path]  # beside a position, which has a norm of sqrt(width / 2)
+    return variables | {"params": unflatten_dict(params, sep="/")}
+
+
+def ship(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = DATA, images: int = 300) -> None:
+    """Write the last run's model as a file with Meta's names, and beside it where it is from and how good.
+
+    Args:
+      runs: in the order in which each went on from the one before.
+      out: the folder to write to.
+      images: of how many to measure, of held-out scenes and of held-out shapes each.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "small.safetensors"
+    conversion.run(str(runs[-1] / MODEL), file, encoder=True, overwrite=True)
+    found = {}
+    for data in evaluate_command.SCENES:
+        report = runs[-1] / f"evaluation-{data}"
+        evaluate_command.run(data, str(file), report, images=images, cap=MEANS_AFTER[-1], overwrite=True)
+        found[data] = figures(json.loads((report / "evaluation.json").read_text("utf-8")))
+    about = {"runs": [describe_run(run) for run in runs], "evaluation": found}
+    (out / "small.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+
+
+def figures(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the main numbers of an evaluation: mean IoUs, and how far predicted ones are from true ones."""
+    clicks, boxes = report["all"]["click_iou"], report["all"]["box_iou"]
+    return {
+        "images": report["images"],
+        "objects": report["all"]["objects"],
+        "1 click, best of three": clicks["oracle"]["1"],
+        "1 click, by score": clicks["score"]["1"],
+        "3 clicks": clicks["score"]["3"],
+        "5 clicks": clicks["score"]["5"],
+        "box, best of three": boxes["oracle"],
+        "box, by score": boxes["score"],
+        "box, mask 0": boxes["mask 0"],
+        "error of the predicted IoU": report["calibration"]["error"],
+    }
+
+
+def describe_run(run: Path) -> dict[str, Any]:
+    """Return what a run was told, and how long it took: steps, and hours of computing."""
+    lines = read_metrics(run, int(1e9))
+    before = [0, *(line["step"] for line in lines)]
+    seconds = sum(line["seconds"] * (line["step"] - last) for line, last in zip(lines, before, strict=False))
+    config = json.loads((run / SETTINGS).read_text("utf-8"))["config"]
+    return {"steps": lines[-1]["step"], "hours": round(seconds / 3600, 2), "config": config}
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"train": train, "ship": ship})

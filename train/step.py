@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
+from sam_jax.config import SamConfig
 from sam_jax.model import MaskPrediction, Sam
-from sam_jax.predict import predict_masks
+from sam_jax.predict import default_chunk, map_groups, predict_masks
 from sam_jax.prompts import Prompts
 from sam_jax.sharding import IMAGE, PROMPT_SET
 from sam_jax.train.config import LossConfig, Simulation
@@ -51,7 +53,8 @@ def make_step(
         neither a resumed run nor another number of devices changes them.
       mesh: devices to split images and objects over (`sam_jax.make_mesh`). The state must be on all of them
         (`sam_jax.replicate`); each process brings its own share of the images.
-      remat: compute the decoder's activations a second time for the backward pass instead of keeping them.
+      remat: compute each image's activations in the decoder a second time for the backward pass instead of keeping
+        those of all images.
     """
     gradients = functools.partial(
         batch_gradients, model, encoder=encoder, simulation=simulation, loss=loss, remat=remat
@@ -76,7 +79,7 @@ def make_step(
     return step
 
 
-def object_keys(seed: int, step: Int[Array, ""], shape: tuple[int, int]) -> Key[Array, "b o"]:
+def object_keys(seed: int, step: Int[Array, ""], shape: tuple[int, ...]) -> Key[Array, "b o"]:
     """Return the key of each object of a batch at a step."""
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), shape)
 
@@ -114,13 +117,17 @@ def batch_gradients(
 
     def decode(trained: tuple[Flat, Array], prompts: Prompts) -> MaskPrediction:
         params, embeddings = trained
-        return predict_masks(model, unflatten(frozen | params, constants)[0], embeddings, prompts)
+        variables = unflatten(frozen | params, constants)[0]
+        run = functools.partial(predict_masks, model, variables, chunk=at_once(model.config))
+        if not remat:
+            return run(embeddings, prompts)
+        # One image after the other, so that the backward pass has the activations of one alone.
+        return map_groups(jax.checkpoint(lambda inputs: run(*inputs)), (embeddings, prompts), 1)
 
     def encode(params: Flat) -> Array:
         variables = unflatten(frozen | params, constants)[1]
         return jax.vmap(functools.partial(encoder.apply, variables))(batch.images)  # pyright: ignore
 
-    decode = jax.checkpoint(decode) if remat else decode
     play = functools.partial(
         interactive_gradients,
         batch=batch,
@@ -137,6 +144,17 @@ def batch_gradients(
         return metrics, jax.tree.map(jnp.add, gradient, pull_back(of_embeddings)[0])
     embeddings = jnp.asarray(batch.embeddings) if encoder is None else encode(params)
     return play(lambda params, prompts: decode((params, embeddings), prompts), params)
+
+
+def at_once(config: SamConfig) -> int:
+    """Return how many prompt sets to decode at once: of a smaller decoder more than `default_chunk`, as many as fill
+    the same memory. In groups of a few, it would take twice as long to compile and to run.
+    """
+
+    def size(config: SamConfig) -> int:
+        return math.prod(config.grid_size) * config.width
+
+    return max(1, default_chunk() * size(SamConfig()) // size(config))
 
 
 def split_gradients(gradients: Callable[..., tuple[Metrics, Flat]], mesh: Mesh) -> Callable[..., tuple[Metrics, Flat]]:
@@ -161,7 +179,8 @@ def split_gradients(gradients: Callable[..., tuple[Metrics, Flat]], mesh: Mesh) 
 
 def batch_specs() -> Batch:
     """Return how each array of a batch is split: by image, and by object where it has that axis."""
-    images, objects = PartitionSpec(IMAGE), PartitionSpec(IMAGE, PROMPT_SET)
+    images: Any = PartitionSpec(IMAGE)
+    objects: Any = PartitionSpec(IMAGE, PROMPT_SET)
     return Batch(images=images, embeddings=images, targets=objects, weight=images, valid=objects, input_size=images)
 
 

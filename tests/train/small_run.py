@@ -2,16 +2,21 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 from random_model import MODEL as TINY_MODEL
 from random_model import random_embedding, random_variables
 
-from sam_jax import Sam, predict_masks, replicate
+from sam_jax import Sam, predict_masks, replicate, save
+from sam_jax.encoder_config import ViTConfig
+from sam_jax.image_encoder import ImageEncoder
+from sam_jax.manifest import Provenance
 from sam_jax.train import step as step_module
 from sam_jax.train.config import OptimizerConfig, Simulation
 from sam_jax.train.data import Batch
@@ -23,6 +28,9 @@ MODEL = Sam(
     dataclasses.replace(
         TINY_MODEL.config, depth=1, mlp_width=32, iou_head_depth=2, grid_size=(6, 6), image_size=(96, 96)
     )
+)
+ENCODER = ImageEncoder(
+    ViTConfig(width=16, depth=1, heads=2, window_size=3, global_blocks=(0,), out_width=32, image_size=(96, 96))
 )
 SIMULATION = Simulation(clicks=1, refinements=False)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, schedule="cosine", warmup=5, weight_decay=0.0)
@@ -48,6 +56,15 @@ def random_batch(images: int = 2, objects: int = 2, seed: int = 0) -> Batch:
         valid=np.ones((images, objects), bool),
         input_size=np.full((images, 2), (72, 96), np.int32),
     )
+
+
+def save_checkpoint(folder: Path) -> None:
+    """Write the decoder and an image encoder, both with random weights."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(ENCODER.init, jax.random.key(0), jnp.zeros((96, 96, 3)))
+    of_encoder = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), shapes)
+    provenance = Provenance("sam", "small.pth", "0" * 64, "Apache-2.0")
+    save(folder, MODEL, random_variables(MODEL), ENCODER, of_encoder, provenance=provenance)
 
 
 @functools.cache

@@ -1,69 +1,200 @@
+"""Whole runs, from data and a checkpoint to a checkpoint: small, but with nothing left out."""
+
 import dataclasses
+import functools
 import json
+import sys
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from PIL import Image
-from random_model import random_variables
-from small_run import MODEL
+from pycocotools import mask as coco
+from small_run import MODEL, save_checkpoint
 
 import sam_jax
-from sam_jax.encoder_config import ViTConfig
-from sam_jax.image_encoder import ImageEncoder
-from sam_jax.train.config import FinetuneConfig, LoopConfig, Simulation
+from sam_jax import MaskPrediction, cli
+from sam_jax.manifest import Manifest
+from sam_jax.train import finetune as finetune_module
+from sam_jax.train import step as step_module
+from sam_jax.train.config import FinetuneConfig, LoopConfig, LossConfig, OptimizerConfig, Simulation
+from sam_jax.train.evaluate import evaluate
+from sam_jax.train.examples import Example
 from sam_jax.train.finetune import finetune
-from sam_jax.train.state import flatten
+from sam_jax.train.sources import Encoded, open_source
 
+SIZE = (96, 96)
 CONFIG = FinetuneConfig(
-    batch=2,
-    objects=2,
-    dtype="bfloat16",
+    batch=5,
+    objects=3,
+    loss=LossConfig(focal=1.0),
     simulation=Simulation(clicks=0, refinements=False),
-    loop=LoopConfig(steps=2, log_every=1, save_every=1),
+    optimizer=OptimizerConfig(learning_rate=1e-2, warmup=10),
+    loop=LoopConfig(steps=120, log_every=20, save_every=60),
 )
+MARGIN = 0.2
+"""By how much the mean IoU on images that were not trained on must rise."""
+
+
+def two_discs(seed: int) -> Example:
+    """Two bright discs on dark noise, each in its half of the image."""
+    rng = np.random.default_rng(seed)
+    image, (rows, columns) = rng.integers(0, 60, (*SIZE, 3)), np.mgrid[: SIZE[0], : SIZE[1]]
+    centres, radii = rng.uniform(((35, 19), (51, 67)), ((45, 29), (61, 77))), rng.uniform(11, 18, 2)
+    masks = np.stack([np.hypot(rows - y, columns - x) < r for (y, x), r in zip(centres, radii, strict=True)])
+    for mask in masks:
+        image[mask] += rng.integers(90, 190, 3)
+    return Example(image.astype(np.uint8), masks, f"{seed}.png")
+
+
+def write_coco(folder: Path, seeds: range) -> Path:
+    """Write images, and a JSON file in which one object of each is a polygon, and the other is run-length encoded."""
+    (folder / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for seed in seeds:
+        example = two_discs(seed)
+        Image.fromarray(example.image).save(folder / "images" / example.name)
+        images.append({"id": seed, "file_name": example.name, "height": SIZE[0], "width": SIZE[1]})
+        for i, mask in enumerate(example.masks):
+            segmentation = polygon(mask) if i else run_lengths(mask)
+            annotations.append({"id": len(annotations), "image_id": seed, "segmentation": segmentation})
+    (folder / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return folder / "coco.json"
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    return {"size": [*SIZE], "counts": coco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()}
+
+
+def polygon(mask: np.ndarray) -> list[list[float]]:
+    """The circle around a disc's centre that has its area."""
+    rows, columns = np.nonzero(mask)
+    angle = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    radius, x, y = np.sqrt(len(rows) / np.pi), columns.mean() + 0.5, rows.mean() + 0.5
+    return [np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], -1).ravel().tolist()]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A checkpoint with a small encoder, and two images of a bright square each."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, and COCO data to train on and to measure on."""
     folder = tmp_path_factory.mktemp("finetune")
-    config = ViTConfig(width=16, depth=1, heads=2, window_size=3, global_blocks=(0,), out_width=32, image_size=(96, 96))
-    encoder, variables = ImageEncoder(config), random_variables(MODEL)
-    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((96, 96, 3)))
-    numbers = np.random.default_rng(0)
-    of_encoder = jax.tree.map(lambda x: jnp.asarray(0.1 * numbers.normal(size=x.shape), jnp.float32), shapes)
-    sam_jax.save(folder / "start", MODEL, variables, encoder, of_encoder)
-    for name in ("images", "labels"):
-        (folder / "data" / name).mkdir(parents=True)
-    for i in range(2):
-        label = np.zeros((96, 96), np.uint8)
-        label[16 + 24 * i : 56, 8:40] = 1
-        Image.fromarray(200 * np.stack([label] * 3, -1)).save(folder / "data" / "images" / f"{i}.png")
-        Image.fromarray(label).save(folder / "data" / "labels" / f"{i}.png")
+    save_checkpoint(folder / "base")
+    write_coco(folder / "data", range(100, 130))
+    write_coco(folder / "held_out", range(6))
     return folder
 
 
-def test_a_run_ends_in_a_checkpoint_that_loads_and_goes_back_to_torch(folder):
-    result = finetune(str(folder / "data"), str(folder / "start"), folder / "run", CONFIG)
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train the modules as they are, which compile in half the time of the fast paths."""
+    monkeypatch.setattr(step_module, "predict_masks", functools.partial(sam_jax.predict_masks, path="plain"))
+
+
+def flat(checkpoint: Path) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint, those of the encoder under `encoder/`."""
+    decoder, encoder = sam_jax.load(checkpoint)[1], sam_jax.load_encoder(checkpoint)[1]
+    return {path: np.asarray(x) for path, x in flatten_dict(decoder | {"encoder": encoder}, sep="/").items()}
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """Paths of the arrays that two checkpoints do not have in common."""
+    old, new = flat(before), flat(after)
+    assert old.keys() == new.keys()
+    return {path for path in old if old[path].shape != new[path].shape or (old[path] != new[path]).any()}
+
+
+def held_out_iou(folder: Path, checkpoint: Path) -> tuple[float, float]:
+    """Mean IoU of images that were not trained on, after one click and of boxes, by score."""
+    encode = functools.partial(sam_jax.encode_image, *sam_jax.load_encoder(checkpoint))
+    source = Encoded(open_source(folder / "held_out" / "coco.json"), encode)
+    examples = (source[i] for i in range(len(source)))
+    report = evaluate(*sam_jax.load(checkpoint), examples, cap=5, objects=8)
+    return report.all.click_iou["score"]["1"], report.all.box_iou["score"]
+
+
+def test_a_short_run_makes_masks_of_other_images_better(folder: Path, plain: None) -> None:
+    before = held_out_iou(folder, folder / "base")
+    result = finetune(str(folder / "data" / "coco.json"), str(folder / "base"), folder / "run", CONFIG)
+    after = held_out_iou(folder, result.model)
+    assert np.subtract(after, before).min() > MARGIN, (before, after)
+
     assert {path.name for path in (folder / "run").iterdir()} == {
         *("model", "checkpoints", "embeddings", "finetune.json", "metrics.jsonl", "curves.png", "samples.png")
     }
-    (model, trained), (_, variables) = sam_jax.load(result.model), sam_jax.load(folder / "start")
-    new, old = flatten(trained)[0], flatten(variables)[0]
-    assert model == MODEL  # which computes in float32 again
-    assert all(x.dtype == jnp.float32 for x in new.values())
-    assert all((new[path] == x).all() for path, x in old.items() if path.startswith("prompt_encoder"))
-    assert any((new[path] != x).any() for path, x in old.items() if path.startswith("mask_decoder"))
-    assert result.trained == sum(x.size for path, x in old.items() if path.startswith("mask_decoder"))
-    assert "mask_decoder.iou_token.weight" in sam_jax.convert.to_torch(model, trained)
-    sam_jax.load_encoder(result.model)
-    assert json.loads((folder / "run" / "finetune.json").read_text())["config"]["batch"] == 2
+    assert sam_jax.load(result.model)[0] == MODEL
+    decoder = {path for path in flat(folder / "base") if path.startswith("params/mask_decoder")}
+    assert changed(folder / "base", result.model) <= decoder
+    assert result.trained == sum(flat(folder / "base")[path].size for path in decoder)
 
 
-def test_a_folder_is_of_one_run(folder):
-    with pytest.raises(ValueError, match="has a run with another config"):
-        finetune(
-            str(folder / "data"), str(folder / "start"), folder / "run", dataclasses.replace(CONFIG, train="heads")
-        )
+def test_the_result_says_where_it_comes_from(folder: Path) -> None:
+    found = Manifest.read(folder / "run" / "model").provenance
+    assert (found.family, found.licence, found.sha256) == ("sam", "Apache-2.0", None)
+    assert found.source == "fine-tuned from small.pth"
+
+
+def test_a_folder_is_of_one_run(folder: Path) -> None:
+    other = dataclasses.replace(CONFIG, train="heads", objects=2)
+    with pytest.raises(ValueError, match="has a run with another train, objects"):
+        finetune(str(folder / "data" / "coco.json"), str(folder / "base"), folder / "run", other)
+
+
+def mean_of_all(
+    model: Any, variables: Any, embeddings: jax.Array, prompts: sam_jax.Prompts, **how: Any
+) -> MaskPrediction:
+    """A decoder whose logits depend on every parameter, and that compiles at once."""
+    scale = sum(jnp.square(x).mean() for x in jax.tree.leaves(variables["params"]))
+    pixels = embeddings.repeat(4, 1).repeat(4, 2).mean(-1)[:, None, None]
+    logits = jnp.broadcast_to(scale * pixels, (*prompts.valid.shape, 4, *model.config.mask_size))
+    return MaskPrediction(logits, jnp.zeros((*prompts.valid.shape, 4)), prompts.valid)
+
+
+def test_the_command_trains_everything_with_more_masks_on_two_devices(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)  # compiles another evaluation
+    settings = dataclasses.replace(
+        CONFIG, train="everything", mask_outputs=4, batch=2, objects=1, loop=LoopConfig(2, 1, 2)
+    )
+    mesh = finetune_module._mesh(settings)
+    assert mesh is not None
+    assert mesh.shape == {"image": 2, "prompt_set": 1}
+    (folder / "settings.json").write_text(settings.to_json())
+    arguments = f"finetune {folder}/data/coco.json --checkpoint {folder}/base -o {folder}/all --config"
+    monkeypatch.setattr(sys, "argv", ["sam-jax", *arguments.split(), f"{folder}/settings.json"])
+    monkeypatch.setenv("COLUMNS", "200")
+    cli.main()
+    out = capsys.readouterr().out
+    assert "masks 0 to 3 loaded, 4 to 4 initialised:" in out
+    assert "\n           params/mask_decoder/mask_tokens" in out
+    model, variables = sam_jax.load(folder / "all" / "model")
+    assert model.config.num_masks == 5
+    moved = {
+        path.split("/")[0 if path.startswith("encoder") else 1]
+        for path in changed(folder / "base", folder / "all" / "model")
+    }
+    assert moved == {"mask_decoder", "prompt_encoder", "encoder"}
+    assert not (folder / "all" / "embeddings").exists()
+    assert sam_jax.convert.to_torch(model, variables)["mask_decoder.mask_tokens.weight"].shape[0] == 5
+
+
+def test_low_rank_additions_are_merged_into_the_attention_projections(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    base = flat(folder / "base")
+    config = dataclasses.replace(CONFIG, train="lora", lora_rank=2, batch=1, objects=1, loop=LoopConfig(2, 1, 2))
+    result = finetune(str(folder / "data" / "coco.json"), str(folder / "base"), folder / "lora", config)
+    moved = changed(folder / "base", result.model)
+    assert len(moved) == 16 + 2  # query, key, value and out of four attentions; qkv and out of the encoder's block
+    for path in moved:
+        difference = flat(result.model)[path] - base[path]
+        assert np.linalg.matrix_rank(difference, tol=1e-6) <= 2
+    assert result.frozen == sum(x.size for path, x in base.items() if "/constants/" not in f"/{path}")
+    tensors = sam_jax.convert.to_torch(*sam_jax.load(result.model))
+    assert tensors.keys() == sam_jax.convert.to_torch(*sam_jax.load(folder / "base")).keys()

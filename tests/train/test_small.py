@@ -1,0 +1,72 @@
+"""The small SAM that is trained on drawn scenes: its beginning, and what is said about its training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sam_jax
+from sam_jax.checkpoints import load_encoder
+from sam_jax.train import small
+
+MOST_BYTES = 4_000_000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small") / "start"
+    small.start(folder)
+    return folder
+
+
+def test_the_beginning_is_a_checkpoint_that_is_small_enough_to_ship(folder: Path) -> None:
+    model, variables = sam_jax.load(folder)
+    encoder, encoder_variables = load_encoder(folder)
+    assert (model.config, encoder.config) == (small.DECODER, small.ENCODER)
+    leaves = jax.tree.leaves((variables, encoder_variables))
+    assert sum(x.nbytes for x in leaves) < MOST_BYTES
+    assert all(bool(jnp.isfinite(x).all()) for x in leaves)
+
+
+def test_the_encoder_begins_with_embeddings_that_differ_from_place_to_place(folder: Path) -> None:
+    encoder, variables = load_encoder(folder)
+    shapes = jax.eval_shape(encoder.apply, variables, jnp.zeros((*small.IMAGE_SIZE, 3)))
+    assert shapes.shape == (*small.DECODER.grid_size, small.DECODER.width)
+    positions = np.asarray(variables["params"]["position_embedding"]).reshape(-1, small.ENCODER.width)
+    assert len(np.unique(positions.round(6), axis=0)) == len(positions)
+    assert positions.std() == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_run_is_described_by_its_steps_its_time_and_its_settings(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [{"step": 20, "seconds": 36.0}, {"step": 40, "seconds": 54.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "finetune.json").write_text(json.dumps({"config": {"seed": 3}}))
+    assert small.describe_run(tmp_path) == {"steps": 40, "hours": 0.5, "config": {"seed": 3}}
+
+
+def test_figures_are_those_of_the_report() -> None:
+    report = {
+        "images": 2,
+        "all": {
+            "objects": 5,
+            "click_iou": {"score": {"1": 0.1, "3": 0.2, "5": 0.3}, "oracle": {"1": 0.4}},
+            "box_iou": {"score": 0.5, "oracle": 0.6, "mask 0": 0.7},
+        },
+        "calibration": {"error": 0.8},
+    }
+    assert small.figures(report) == {
+        "images": 2,
+        "objects": 5,
+        "1 click, best of three": 0.4,
+        "1 click, by score": 0.1,
+        "3 clicks": 0.2,
+        "5 clicks": 0.3,
+        "box, best of three": 0.6,
+        "box, by score": 0.5,
+        "box, mask 0": 0.7,
+        "error of the predicted IoU": 0.8,
+    }
