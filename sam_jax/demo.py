@@ -112,13 +112,13 @@ def prompts_for(scene: Scene) -> list[Asked]:
     objects = [mask for mask, kind in zip(scene.masks, scene.kinds, strict=True) if kind == "object"]
     largest = sorted(objects, key=lambda mask: -int(mask.sum()))[:4]
     asked = []
-    for name, truth in zip(("one click", "two clicks", "a box", "a rough mask"), largest, strict=False):
+    for name, truth in zip(("one click", "two clicks", "a box", "a click and a rough mask"), largest, strict=False):
         clicks = _clicks(truth, 2 if name == "two clicks" else 1)
         prompt: dict[str, Any] = {"points": clicks, "labels": [1] * len(clicks)}
         if name == "a box":
             prompt = {"boxes": box_around(truth)}
-        elif name == "a rough mask":
-            prompt = {"mask": _rough(truth)}
+        elif name == "a click and a rough mask":
+            prompt["mask"] = _rough(truth)
         asked.append(Asked(name, truth, prompt))
     return asked
 

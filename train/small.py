@@ -45,8 +45,8 @@ TRAINING = FinetuneConfig(
     objects=6,
     loss=LossConfig(focal=2.0, size_aware=False),
     simulation=Simulation(clicks=1, refinements=False),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup=100, weight_decay=0.05, average=0.998),
-    loop=LoopConfig(steps=3000, log_every=20, save_every=200),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup=100, weight_decay=0.05, average=0.99),
+    loop=LoopConfig(steps=3000, log_every=20, save_every=100),
 )
 """How it is trained: everything at once, from random numbers. More rounds of clicks would leave time for fewer images.
 """
@@ -58,22 +58,25 @@ DATA = Path(str(resources.files("sam_jax"))) / "data"
 
 def train(
     run: Annotated[Path, tyro.conf.Positional],
+    checkpoint: str | None = None,
     steps: int = TRAINING.loop.steps,
     clicks: int = TRAINING.simulation.clicks,
-    checkpoint: str | None = None,
+    seed: int = TRAINING.seed,
 ) -> None:
-    """Train the small SAM from the beginning, or go on with a run that was stopped.
+    """Train the small SAM, or go on with a run that was stopped.
 
     Args:
       run: the run's folder.
+      checkpoint: what to begin with, such as the model of another run or the shipped file; by default random numbers.
       steps: of the whole schedule; a run that is there can be given more.
       clicks: rounds after the first prompt.
-      checkpoint: what to begin with, such as the `model` of another run; by default random numbers.
+      seed: of the scenes' order, the prompts and the random numbers.
     """
     if checkpoint is None and not (run / START).exists():
-        start(run / START)
+        start(run / START, seed)
     config = dataclasses.replace(
         TRAINING,
+        seed=seed,
         simulation=dataclasses.replace(TRAINING.simulation, clicks=clicks),
         loop=dataclasses.replace(TRAINING.loop, steps=steps),
     )
@@ -101,8 +104,8 @@ def start(folder: Path, seed: int = 0) -> None:
 def _looking_at_places(variables: Variables) -> Variables:
     """Let prompts and image tokens begin by attending to those at their own place.
 
-    From independent random projections it takes hundreds of steps to find out that a click's place matters, and until
-    then the best mask is an empty one. Queries that are projected as keys are match best where positions are equal.
+    Until training has found out that a click's place matters, the best mask is an empty one. Queries that are projected
+    as keys are match best where positions are equal.
     """
     params: dict[str, Any] = flatten_dict(variables["params"], sep="/")
     for path in params:
@@ -113,13 +116,16 @@ def _looking_at_places(variables: Variables) -> Variables:
     return variables | {"params": unflatten_dict(params, sep="/")}
 
 
-def ship(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = DATA, images: int = 300) -> None:
+def ship(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = DATA, images: int = 300, note: str = ""
+) -> None:
     """Write the last run's model as a file with Meta's names, and beside it where it is from and how good.
 
     Args:
       runs: in the order in which each went on from the one before.
       out: the folder to write to.
       images: of how many to measure, of held-out scenes and of held-out shapes each.
+      note: what else is to be said about the runs.
     """
     out.mkdir(parents=True, exist_ok=True)
     file = out / "small.safetensors"
@@ -129,7 +135,7 @@ def ship(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = DA
         report = runs[-1] / f"evaluation-{data}"
         evaluate_command.run(data, str(file), report, images=images, cap=MEANS_AFTER[-1], overwrite=True)
         found[data] = figures(json.loads((report / "evaluation.json").read_text("utf-8")))
-    about = {"runs": [describe_run(run) for run in runs], "evaluation": found}
+    about = {"note": note, "runs": [describe_run(run) for run in runs], "evaluation": found}
     (out / "small.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
 
 
@@ -151,12 +157,12 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_run(run: Path) -> dict[str, Any]:
-    """Return what a run was told, and how long it took: steps, and hours of computing."""
+    """Return what a run was told, and how far it came: steps, and hours of computing."""
     lines = read_metrics(run, int(1e9))
     before = [0, *(line["step"] for line in lines)]
     seconds = sum(line["seconds"] * (line["step"] - last) for line, last in zip(lines, before, strict=False))
-    config = json.loads((run / SETTINGS).read_text("utf-8"))["config"]
-    return {"steps": lines[-1]["step"], "hours": round(seconds / 3600, 2), "config": config}
+    told = json.loads((run / SETTINGS).read_text("utf-8"))
+    return {"run": run.name, "steps": lines[-1]["step"], "hours": round(seconds / 3600, 2), **told}
 
 
 if __name__ == "__main__":

@@ -44,8 +44,14 @@ def test_the_encoder_begins_with_embeddings_that_differ_from_place_to_place(fold
 def test_a_run_is_described_by_its_steps_its_time_and_its_settings(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [{"step": 20, "seconds": 36.0}, {"step": 40, "seconds": 54.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "finetune.json").write_text(json.dumps({"config": {"seed": 3}}))
-    assert small.describe_run(tmp_path) == {"steps": 40, "hours": 0.5, "config": {"seed": 3}}
+    (tmp_path / "finetune.json").write_text(json.dumps({"data": "scenes", "config": {"seed": 3}}))
+    assert small.describe_run(tmp_path) == {
+        "run": tmp_path.name,
+        "steps": 40,
+        "hours": 0.5,
+        "data": "scenes",
+        "config": {"seed": 3},
+    }
 
 
 def test_figures_are_those_of_the_report() -> None:
