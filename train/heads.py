@@ -64,5 +64,5 @@ def change_masks(
 
 def _some(paths: list[str], variables: Variables) -> dict[str, Array]:
     """Some of the variables, so that a compiled function computes no others."""
-    flat: dict[str, Array] = flatten_dict(variables, sep="/")
+    flat: dict[str, Any] = flatten_dict(variables, sep="/")
     return {path: flat[path] for path in paths}
