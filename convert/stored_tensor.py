@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import ml_dtypes
@@ -138,6 +139,11 @@ class Checkpoint:
     container: str
     notes: tuple[str, ...] = ()
     settings: dict[str, Any] | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the tensors lie in, in order of their paths."""
+        return sorted({tensor.region.file.path for tensor in self.tensors.values()})
 
 
 def collect(tensors: Iterable[StoredTensor], stored_bytes: int) -> dict[str, StoredTensor]:

@@ -62,9 +62,7 @@ class SamConfig:
             "iou_head_width",
             "iou_head_depth",
         ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"SamConfig.{name} must be a positive integer, got {describe(value)}.")
+            check_positive(self, name)
         for name in ("block_norm_eps", "final_norm_eps"):
             value = getattr(self, name)
             if not isinstance(value, float) or not 0 < value < 1:
@@ -112,6 +110,13 @@ class SamConfig:
                 f"Unknown settings for SamConfig: {', '.join(unknown)}. Known: {', '.join(sorted(fields))}."
             )
         return cls(**values)
+
+
+def check_positive(config: Any, name: str) -> None:
+    """Raise a ValueError where a setting is not a positive integer."""
+    value = getattr(config, name)
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{type(config).__name__}.{name} must be a positive integer, got {describe(value)}.")
 
 
 def _size(name: str, value: Any) -> tuple[int, int]:

@@ -82,8 +82,7 @@ def _restored(folder: Path, family: str | None, encoder: bool) -> Contents:
 
 def _converted(path: Path, family: str | None, encoder: bool) -> Contents:
     checkpoint = open_checkpoint(path)
-    files = sorted({tensor.region.file.path for tensor in checkpoint.tensors.values()})
-    digest = _in_background(sha256, *files)
+    digest = _in_background(sha256, *checkpoint.files)
     arguments: Any = {"tensors": checkpoint.tensors, "family": family, "settings": checkpoint.settings}
     decoder, kept = from_torch(**arguments), encoder_from_torch(**arguments) if encoder else None
 

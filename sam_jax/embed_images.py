@@ -85,5 +85,4 @@ def provenance_of(path: Path, family: str | None) -> Provenance:
         return Manifest.read(path).provenance
     checkpoint = open_checkpoint(path)
     found = identify_encoder(checkpoint.tensors, family=family, settings=checkpoint.settings).family
-    files = sorted({tensor.region.file.path for tensor in checkpoint.tensors.values()})
-    return Provenance(found.name, path.resolve().name, sha256(*files), found.licence)
+    return Provenance(found.name, path.resolve().name, sha256(*checkpoint.files), found.licence)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from sam_jax.config import DTYPES, DType
+from sam_jax.config import DTYPES, DType, check_positive
 from sam_jax.errors import describe
 
 
@@ -44,9 +44,7 @@ class ViTConfig:
         object.__setattr__(self, "global_blocks", tuple(self.global_blocks))
         object.__setattr__(self, "image_size", tuple(self.image_size))
         for name in ("width", "depth", "heads", "mlp_ratio", "patch_size", "window_size", "out_width"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"ViTConfig.{name} must be a positive integer, got {describe(value)}.")
+            check_positive(self, name)
         if self.width % self.heads:
             raise ValueError(f"ViTConfig.width must be divisible by heads = {self.heads}, got {self.width}.")
         if not self.global_blocks or sorted(set(self.global_blocks) & set(range(self.depth))) != [*self.global_blocks]:
@@ -126,8 +124,7 @@ class TinyViTConfig:
                     f"TinyViTConfig.{name} must be {length} positive integers, got {describe(getattr(self, name))}."
                 )
         for name in ("ratio", "out_width"):
-            if not _positive(getattr(self, name)):
-                raise ValueError(f"TinyViTConfig.{name} must be a positive integer, got {getattr(self, name)!r}.")
+            check_positive(self, name)
         if self.stem_stride not in (1, 2):
             raise ValueError(f"TinyViTConfig.stem_stride must be 1 or 2, got {self.stem_stride!r}.")
         if any(width % heads for width, heads in zip(self.widths[1:], self.heads, strict=True)):

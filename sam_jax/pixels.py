@@ -19,7 +19,7 @@ from sam_jax.full_size import binary_masks
 from sam_jax.model import MaskPrediction, Sam, Variables
 from sam_jax.predict import Images, predict_masks
 from sam_jax.preprocess import prepare, read_image
-from sam_jax.prompts import NOT_A_POINT, AnyArray, Prompts, Ragged, _depth
+from sam_jax.prompts import NOT_A_POINT, AnyArray, Prompts, Ragged, depth_of
 from sam_jax.resize import Size, mask_to_prompt, to_input_frame, to_original_image
 from sam_jax.select import select_masks
 
@@ -167,7 +167,7 @@ _RANKS = {"points": 2, "labels": 1, "boxes": 1, "mask": 2}
 def _build(config: SamConfig, image: EncodedImage, row: dict[str, Any]) -> tuple[Prompts, bool]:
     """The prompts for one image, in the input frame, and whether they had an axis of objects."""
     given = {name: value for name, value in row.items() if value is not None}
-    more = {name: _depth(value) - _RANKS[name] for name, value in given.items()}
+    more = {name: depth_of(value) - _RANKS[name] for name, value in given.items()}
     if more.get("mask") == 1 and len(given["mask"]) == 1 and any(more[name] == 0 for name in more):
         given["mask"], more["mask"] = given["mask"][0], 0
     if len(set(more.values())) > 1 or not set(more.values()) <= {0, 1}:

@@ -87,7 +87,7 @@ class Prompts:
         if ("points" in given) != ("labels" in given):
             raise ValueError(f"points and labels come together, one label per click; got only {' and '.join(given)}.")
         if images is None:
-            images = any(_depth(value) > _ENTRY_RANK[name] + 1 for name, value in given.items())
+            images = any(depth_of(value) > _ENTRY_RANK[name] + 1 for name, value in given.items())
         if given and all(_is_array(value) for value in given.values()):
             return _from_arrays(given, images)
         return _from_lists(given, images)
@@ -123,12 +123,12 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, jax.Array))
 
 
-def _depth(value: Any) -> int:
+def depth_of(value: Any) -> int:
     """Axes of an array, or levels of nested lists down to the numbers."""
     if _is_array(value):
         return value.ndim
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return 1 + max((_depth(item) for item in value if item is not None), default=0)
+        return 1 + max((depth_of(item) for item in value if item is not None), default=0)
     return 0
 
 
@@ -136,8 +136,8 @@ def _shape_error(name: str, value: Any, images: bool) -> ValueError:
     wanted = f"[prompt set, {_AXES[name]}]"
     if images:
         wanted = wanted.replace("[", "[image, ")
-    got = describe(value) if _is_array(value) else f"{describe(value)}, {_depth(value)} levels of lists"
-    hint = f" One prompt set alone is {name}=[...]." if not images and _depth(value) == _ENTRY_RANK[name] else ""
+    got = describe(value) if _is_array(value) else f"{describe(value)}, {depth_of(value)} levels of lists"
+    hint = f" One prompt set alone is {name}=[...]." if not images and depth_of(value) == _ENTRY_RANK[name] else ""
     return ValueError(f"{name} must be {wanted}, as an array or as ragged lists; got {got}.{hint}")
 
 

@@ -3,10 +3,12 @@
 The official code is `segment_anything/utils/transforms.py` and `Sam.postprocess_masks` in `modeling/sam.py`.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sam_jax.errors import describe
@@ -82,19 +84,27 @@ def mask_to_prompt(
     mask = jnp.asarray(mask, jnp.float32)
     frame = image_size or (4 * mask_size[0], 4 * mask_size[1])
     rows, columns = (
-        _coverage(low, full, size, original)
+        coverage(low, full, size, original)
         for low, full, size, original in zip(mask_size, frame, input_size, mask.shape[-2:], strict=True)
     )
     inside = jnp.einsum("ah,...hw,bw->...ab", rows, mask, columns, precision=jax.lax.Precision.HIGHEST)
     return logit * (2 * inside - 1)
 
 
-def _coverage(low: int, frame: int, size: int, original: int) -> Float[Array, "low original"]:
-    """For one axis: the share of each low-res pixel that each pixel of the original covers."""
-    edges = jnp.arange(low + 1) * (frame / low * original / size)
-    pixels = jnp.arange(original)
-    overlap = jnp.minimum(edges[1:, None], pixels + 1) - jnp.maximum(edges[:-1, None], pixels)
-    return jnp.maximum(overlap, 0) / (edges[1] - edges[0])
+@functools.lru_cache(64)
+def coverage(low: int, frame: int, size: int, original: int) -> Float[np.ndarray, "low original"]:
+    """Return, for one axis, the share of each low-res pixel that each pixel of the original covers.
+
+    Args:
+      low: length of the low-res logits.
+      frame: that of the padded input frame.
+      size: that of the resized image in it.
+      original: that of the original image.
+    """
+    edges = np.arange(low + 1) * (frame / low * original / size)
+    pixels = np.arange(original)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (np.maximum(overlap, 0) / edges[1]).astype(np.float32)
 
 
 def resize_masks(

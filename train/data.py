@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from sam_jax.config import SamConfig
 from sam_jax.preprocess import prepare
 from sam_jax.prompts import AnyArray
-from sam_jax.resize import Size, input_size_for
+from sam_jax.resize import Size, coverage, input_size_for
 from sam_jax.train.examples import Example, Source
 
 
@@ -129,17 +129,7 @@ def low_res_targets(
       config: settings of the decoder.
     """
     rows, columns = (
-        _coverage(*sizes)
-        for sizes in zip(config.mask_size, config.image_size, input_size, masks.shape[1:], strict=True)
+        coverage(*sizes) for sizes in zip(config.mask_size, config.image_size, input_size, masks.shape[1:], strict=True)
     )
     weight = rows.sum(1)[:, None] * columns.sum(1)
     return rows @ masks.astype(np.float32) @ columns.T / np.where(weight > 0, weight, 1), weight
-
-
-@functools.lru_cache(64)
-def _coverage(low: int, frame: int, size: int, original: int) -> Float[np.ndarray, "low original"]:
-    """For one axis: the share of each low-res pixel that each pixel of the original covers."""
-    edges = np.arange(low + 1) * (frame / low * original / size)
-    pixels = np.arange(original)
-    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return (np.maximum(overlap, 0) / edges[1]).astype(np.float32)

@@ -9,11 +9,10 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 from sam_jax.convert.reader import open_checkpoint, read_tensors
 from sam_jax.errors import CheckpointError
-
-torch = pytest.importorskip("torch")
 
 CONTAINERS = {"PyTorch zip archive": True, "PyTorch file of the format before zip": False}
 FLOATS = ["float64", "float32", "float16", "bfloat16"]
