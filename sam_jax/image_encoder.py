@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from sam_jax.encoder_config import VIT_B, ViTConfig
 from sam_jax.errors import describe
-from sam_jax.layers import CONV_NORM_EPS, gelu, layer_norm
+from sam_jax.layers import CONV_NORM_EPS, PatchConv, gelu, layer_norm
 
 BLOCK_NORM_EPS = 1e-6
 """Epsilon of the norms in the blocks (`segment_anything/build_sam.py`; PyTorch's default would be 1e-5)."""
@@ -183,8 +183,9 @@ class Block(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         attention = WindowAttention(config.heads, self.window, dtype, name="attention")
         mlp = GeluMlp(config.mlp_ratio * config.width, dtype, name="mlp")
-        x = x + attention(layer_norm(BLOCK_NORM_EPS, dtype, name="norm_1")(x))
-        return x + mlp(layer_norm(BLOCK_NORM_EPS, dtype, name="norm_2")(x))
+        # Without barriers, XLA sums up the gradients of all later residuals once more in each block's backward pass.
+        x = jax.lax.optimization_barrier(x) + attention(layer_norm(BLOCK_NORM_EPS, dtype, name="norm_1")(x))
+        return jax.lax.optimization_barrier(x) + mlp(layer_norm(BLOCK_NORM_EPS, dtype, name="norm_2")(x))
 
 
 class Neck(nn.Module):
@@ -201,10 +202,10 @@ class Neck(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w {self.width}"]:
         """Return the image embedding."""
-        for i, side in ((1, 1), (2, 3)):
-            x = nn.Conv(self.width, (side, side), use_bias=False, dtype=self.dtype, name=f"conv_{i}")(x)
-            x = layer_norm(CONV_NORM_EPS, self.dtype, name=f"norm_{i}")(x)
-        return x
+        x = PatchConv(self.width, 1, self.dtype, use_bias=False, name="conv_1")(x)
+        x = layer_norm(CONV_NORM_EPS, self.dtype, name="norm_1")(x)
+        x = nn.Conv(self.width, (3, 3), use_bias=False, dtype=self.dtype, name="conv_2")(x)
+        return layer_norm(CONV_NORM_EPS, self.dtype, name="norm_2")(x)
 
 
 class ImageEncoder(nn.Module):
@@ -219,10 +220,9 @@ class ImageEncoder(nn.Module):
     def setup(self) -> None:
         """Make the parts."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        patch = (config.patch_size, config.patch_size)
         block = nn.remat(Block) if config.remat else Block
         zeros = nn.initializers.zeros
-        self.patch_embedding = nn.Conv(config.width, patch, strides=patch, padding="VALID", dtype=dtype)
+        self.patch_embedding = PatchConv(config.width, config.patch_size, dtype)
         self.position_embedding = self.param("position_embedding", zeros, (*config.grid_size, config.width))
         self.block = [block(config, config.window(i)) for i in range(config.depth)]
         self.neck = Neck(config.out_width, dtype)

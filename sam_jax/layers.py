@@ -46,12 +46,41 @@ class Mlp(nn.Module):
         return x
 
 
+class PatchConv(nn.Module):
+    """Convolution whose stride is its kernel's size: a linear layer on patches.
+
+    No two patches share a pixel, so it is a space-to-depth and one matrix product, whose gradient is one, too; that of
+    a convolution takes several times as long on a CPU. The kernel's layout is that of `nn.Conv`: [size, size, in, out].
+
+    Attributes:
+      features: output channels.
+      size: height and width of a patch.
+      dtype: compute dtype.
+      use_bias: whether a bias is added.
+    """
+
+    features: int
+    size: int
+    dtype: jnp.dtype
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h//{self.size} w//{self.size} {self.features}"]:
+        """Return the mapped patches; rows and columns beyond the last whole patch are left out."""
+        (h, w, c), size = x.shape, self.size
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (size, size, c, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        patches = x[: h // size * size, : w // size * size].reshape(h // size, size, w // size, size, c)
+        y = jnp.einsum("hkwli,klio->hwo", patches, kernel)
+        return y if bias is None else y + bias
+
+
 class ConvTranspose2x2(nn.Module):
     """Transposed convolution with kernel 2 and stride 2: twice the height and width.
 
     No two output pixels share an input window, so it is one matrix product and a depth-to-space. The kernel's layout is
-    that
-    of `nn.ConvTranspose(transpose_kernel=True)`: [2, 2, out, in].
+    that of `nn.ConvTranspose(transpose_kernel=True)`: [2, 2, out, in].
 
     Attributes:
       features: output channels.

@@ -6,7 +6,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from sam_jax.config import SamConfig
-from sam_jax.layers import CONV_NORM_EPS, gelu, layer_norm
+from sam_jax.layers import CONV_NORM_EPS, PatchConv, gelu, layer_norm
 from sam_jax.positional import fourier_features, grid_features
 from sam_jax.prompts import NOT_A_POINT, AnyArray
 
@@ -26,15 +26,11 @@ class MaskDownscaling(nn.Module):
         config = self.config
         dtype = jnp.dtype(config.dtype)
 
-        def conv(name: str, x: Array, features: int, size: int) -> Array:
-            layer = nn.Conv(features, (size, size), strides=size, padding="VALID", dtype=dtype, name=name)
-            return layer(x)
-
-        x = conv("conv_0", jnp.asarray(mask)[..., None], config.mask_channels // 4, 2)
+        x = PatchConv(config.mask_channels // 4, 2, dtype, name="conv_0")(jnp.asarray(mask)[..., None])
         x = gelu(layer_norm(CONV_NORM_EPS, dtype, "norm_0")(x))
-        x = conv("conv_1", x, config.mask_channels, 2)
+        x = PatchConv(config.mask_channels, 2, dtype, name="conv_1")(x)
         x = gelu(layer_norm(CONV_NORM_EPS, dtype, "norm_1")(x))
-        return conv("conv_2", x, config.width, 1)
+        return PatchConv(config.width, 1, dtype, name="conv_2")(x)
 
 
 class PromptEncoder(nn.Module):

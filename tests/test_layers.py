@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from sam_jax.layers import ConvTranspose2x2, Mlp, gelu, layer_norm
+from sam_jax.layers import ConvTranspose2x2, Mlp, PatchConv, gelu, layer_norm
 
 FLOAT32 = jnp.dtype("float32")
 
@@ -83,3 +83,18 @@ def test_transposed_convolution_is_that_of_flax(rng):
     x = jnp.asarray(rng(3, 5, 4))
     other = nn.ConvTranspose(6, (2, 2), strides=(2, 2), padding="VALID", transpose_kernel=True)
     np.testing.assert_allclose(ConvTranspose2x2(6, FLOAT32).apply(params, x), other.apply(params, x), atol=2e-6)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((6, 10, 3), 2), ((8, 8, 3), 4), ((3, 5, 4), 1), ((7, 5, 3), 2)])
+def test_convolution_of_patches_is_that_of_flax(rng, shape, size):
+    """Forward and in every gradient, and where a last row or column is not a whole patch."""
+    params = {"params": {"kernel": jnp.asarray(rng(size, size, shape[-1], 6)), "bias": jnp.asarray(rng(6))}}
+    x = jnp.asarray(rng(*shape))
+    patches, flax = PatchConv(6, size, FLOAT32), nn.Conv(6, (size, size), strides=size, padding="VALID")
+    np.testing.assert_allclose(patches.apply(params, x), flax.apply(params, x), atol=4e-6)
+    found, expected = (
+        jax.grad(lambda *inputs: jnp.sum(jnp.sin(module.apply(*inputs))), (0, 1))(params, x)  # noqa: B023
+        for module in (patches, flax)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+    jax.tree.map(np.testing.assert_array_equal, patches.init(jax.random.key(0), x), flax.init(jax.random.key(0), x))
