@@ -1,5 +1,6 @@
 """The image encoder of a state dict, to its Flax tree and back; its settings are found from names and shapes."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from sam_jax.convert.names import WRAPPERS, plain
 from sam_jax.convert.rules import Naming, Shape, torch_shapes
 from sam_jax.convert.settings import OWN, own_encoder_config
 from sam_jax.convert.state_dict import Conversion, Identification, choose_family, read_variables, write_variables
-from sam_jax.encoder_config import EncoderConfig, kind_of, make_config
+from sam_jax.encoder_config import EncoderConfig, kind_of
 from sam_jax.errors import CheckpointError
 
 TABLES = {"vit": VIT, "tiny_vit": TINY_VIT}
@@ -113,13 +114,21 @@ def _sources(names: Iterable[str]) -> dict[str, str]:
 def _settings(
     shapes: Mapping[str, Shape], naming: Naming, chosen: Family, asked: bool, settings: Mapping[str, Any] | None
 ) -> EncoderConfig:
-    """Return an encoder's settings: of our own, of a `config.json`, else of its shapes."""
+    """Return an encoder's settings: of our own, of a `config.json`, else of its shapes; and the family's."""
     own = own_encoder_config(settings)
+    if own and not asked:
+        return own
     if own:
-        resized = asked and kind_of(own) == "tiny_vit"
-        return make_config("tiny_vit", **vars(own) | {"image_size": chosen.image_size}) if resized else own
-    if settings and OWN not in settings and naming == "hf":
-        return vit_from_hf(settings)
+        size = {"image_size": chosen.image_size} if kind_of(own) == "tiny_vit" else {}
+        config = dataclasses.replace(own, **size)
+    elif settings and OWN not in settings and naming == "hf":
+        config = vit_from_hf(settings)
+    else:
+        config = _settings_of_shapes(shapes, naming, chosen)
+    return dataclasses.replace(config, preprocessing=chosen.preprocessing)
+
+
+def _settings_of_shapes(shapes: Mapping[str, Shape], naming: Naming, chosen: Family) -> EncoderConfig:
     kind = encoder_kind(shapes)
     if kind is None:
         first = ", ".join([f"{name} {shape}" for name, shape in shapes.items()][:3])

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 from sam_jax.convert.rules import Naming, Shape
+from sam_jax.encoder_config import Preprocessing
 from sam_jax.errors import CheckpointError, describe
 
 
@@ -25,6 +26,7 @@ class Family:
       image_size: height and width in pixels of the input frame.
       grid_size: height and width of the image embedding.
       heads: attention heads.
+      preprocessing: as in the encoder's settings.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Family:
     image_size: tuple[int, int] = (1024, 1024)
     grid_size: tuple[int, int] = (64, 64)
     heads: int = 8
+    preprocessing: Preprocessing = "sam"
 
 
 FAMILIES: dict[str, Family] = {
@@ -45,8 +48,8 @@ FAMILIES: dict[str, Family] = {
         Family("sam_vit_b", "Segment Anything, ViT-B"),
         Family("sam_vit_l", "Segment Anything, ViT-L"),
         Family("sam_vit_h", "Segment Anything, ViT-H"),
-        Family("medsam", "MedSAM"),
-        Family("lite_medsam", "LiteMedSAM", image_size=(256, 256)),
+        Family("medsam", "MedSAM", preprocessing="medsam"),
+        Family("lite_medsam", "LiteMedSAM", image_size=(256, 256), preprocessing="lite_medsam"),
         Family("mobile_sam", "MobileSAM"),
         Family("mobile_sam_v2", "MobileSAMv2"),
         Family("repvit_sam", "RepViT-SAM"),

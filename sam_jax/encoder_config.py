@@ -1,10 +1,26 @@
 """Settings of the image encoders: frozen dataclasses, to and from JSON. Importing this does not import JAX."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sam_jax.config import DTYPES, DType, check_positive
 from sam_jax.errors import describe
+
+Preprocessing = Literal["sam", "medsam", "lite_medsam"]
+"""What becomes of an image's pixels before the encoder: see `sam_jax.preprocess.prepare`. No weights tell it."""
+
+
+def _positive(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _check_choices(config: Any) -> None:
+    """Raise a ValueError where a setting is none of those that it can be."""
+    for name, choices in (("preprocessing", get_args(Preprocessing)), ("dtype", DTYPES)):
+        if (value := getattr(config, name)) not in choices:
+            raise ValueError(
+                f"{type(config).__name__}.{name} must be one of {', '.join(choices)}, got {describe(value)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +39,7 @@ class ViTConfig:
       global_blocks: indices, in rising order, of the blocks that attend to the whole image.
       out_width: channels `c` of the image embedding.
       image_size: height and width in pixels of the padded input frame.
+      preprocessing: what becomes of an image's pixels before.
       dtype: compute dtype. Norms and softmaxes stay in float32 (float64 where that is the compute dtype).
       remat: keep only the blocks' inputs for the backward pass and compute the rest a second time. It asks the compiler
         to save memory; XLA for CPUs does not follow.
@@ -37,6 +54,7 @@ class ViTConfig:
     global_blocks: tuple[int, ...] = (2, 5, 8, 11)
     out_width: int = 256
     image_size: tuple[int, int] = (1024, 1024)
+    preprocessing: Preprocessing = "sam"
     dtype: DType = "float32"
     remat: bool = False
 
@@ -58,8 +76,7 @@ class ViTConfig:
                 f"ViTConfig.image_size must be (height, width), two multiples of patch_size = {self.patch_size}, "
                 f"got {describe(self.image_size)}."
             )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"ViTConfig.dtype must be one of {', '.join(DTYPES)}, got {describe(self.dtype)}.")
+        _check_choices(self)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -83,10 +100,6 @@ VIT_TINY = ViTConfig(
 """An encoder small enough for tests and first steps; its windows do not divide its grid, as in the full ones."""
 
 
-def _positive(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
 @dataclasses.dataclass(frozen=True)
 class TinyViTConfig:
     """Everything about a TinyViT that its weights are built or read with.
@@ -103,6 +116,7 @@ class TinyViTConfig:
       stem_stride: stride of both convolutions before the first stage. LiteMedSAM has 1, and then they are 1x1, not 3x3.
       out_width: channels `c` of the image embedding.
       image_size: height and width in pixels of the padded input frame.
+      preprocessing: what becomes of an image's pixels before.
       dtype: compute dtype. Norms and softmaxes stay in float32 (float64 where that is the compute dtype).
     """
 
@@ -114,6 +128,7 @@ class TinyViTConfig:
     stem_stride: int = 2
     out_width: int = 256
     image_size: tuple[int, int] = (1024, 1024)
+    preprocessing: Preprocessing = "sam"
     dtype: DType = "float32"
 
     def __post_init__(self) -> None:
@@ -133,8 +148,7 @@ class TinyViTConfig:
             raise ValueError(
                 f"TinyViTConfig.image_size must be two multiples of {self.stride} pixels, got {self.image_size}."
             )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"TinyViTConfig.dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+        _check_choices(self)
 
     @property
     def stride(self) -> int:
@@ -149,14 +163,14 @@ class TinyViTConfig:
 
 TINY_VIT = TinyViTConfig()
 """`vit_t` of MobileSAM, and the encoder of SAM-HQ's light model."""
-LITE_MEDSAM = TinyViTConfig(stem_stride=1, image_size=(256, 256))
+LITE_MEDSAM = TinyViTConfig(stem_stride=1, image_size=(256, 256), preprocessing="lite_medsam")
 """The encoder of LiteMedSAM."""
-
 
 EncoderConfig = ViTConfig | TinyViTConfig
 
 KINDS: dict[str, type[EncoderConfig]] = {"vit": ViTConfig, "tiny_vit": TinyViTConfig}
 """The kinds of encoder: Meta's ViT, and MobileSAM's TinyViT."""
+
 
 _MOST_BLOCKS = 1024
 """More than any encoder has. A hostile file must not get to ask for settings that fill the memory."""

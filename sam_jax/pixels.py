@@ -66,7 +66,7 @@ def encode_image(
       ValueError: for an array that is no such image, or a file that cannot be read.
     """
     pixels = read_image(Path(image)) if isinstance(image, (str, os.PathLike)) else image
-    frame, input_size = prepare(pixels, encoder.config.image_size)
+    frame, input_size = prepare(pixels, encoder.config.image_size, encoder.config.preprocessing)
     height, width = pixels.shape[:2]
     return EncodedImage(_encode(encoder, variables, frame), input_size, (height, width))
 

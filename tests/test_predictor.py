@@ -77,6 +77,15 @@ def test_one_object_is_the_pure_functions_one_after_the_other(on_image):
         np.testing.assert_array_equal(result.masks, binary_masks(result.logits, **sizes))
 
 
+def test_an_image_is_prepared_as_its_encoder_wants_it():
+    """MedSAM's images fill the frame, so that each axis of a click has a scale of its own."""
+    encoder = Mean(dataclasses.replace(ENCODER.config, preprocessing="medsam"))
+    image = Predictor(MODEL, VARIABLES, encoder, ENCODER_VARIABLES).set_image(picture(SIZES[0]))
+    assert (image.input_size, image.original_size) == (MODEL.config.image_size, SIZES[0])
+    frame, _ = prepare(picture(SIZES[0]), MODEL.config.image_size, "medsam")
+    np.testing.assert_allclose(image.embedding, ENCODER.apply(ENCODER_VARIABLES, frame), atol=1e-5)
+
+
 def test_it_unpacks_in_the_official_order(on_image):
     masks, scores, logits = on_image.predict(boxes=[10, 10, 50, 50])
     assert (masks.shape, scores.shape, logits.shape) == ((3, *SIZES[0]), (3,), (3, 32, 32))

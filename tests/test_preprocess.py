@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam_jax.preprocess import MEAN, STD, prepare, prepare_on_device, read_image
+from sam_jax.preprocess import prepare, prepare_on_device, read_image
 from sam_jax.resize import input_size_for
 
 FRAME = (64, 64)
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # `pixel_mean` and `pixel_std` in build_sam.py
 
 
 def scene(height: int, width: int) -> np.ndarray:
@@ -154,12 +155,37 @@ def test_an_image_that_fits_is_not_changed():
     np.testing.assert_array_equal(frame, (image.astype(np.float32) - np.float32(MEAN)) / np.float32(STD))
 
 
-def test_other_means_and_deviations():
-    image = scene(*FRAME)
-    low, high = float(image.min()), float(image.max())
-    scale = {"mean": (low,) * 3, "std": (high - low,) * 3}
-    for frame in (prepare(image, FRAME, **scale)[0], prepare_on_device(jnp.asarray(image), FRAME, **scale)):
-        assert (frame.min(), frame.max()) == (0, 1)
+def test_medsam_s_frame_is_filled_by_the_stretched_image():
+    image = scene(40, 100)
+    frame, size = prepare(image, FRAME, "medsam")
+    assert size == FRAME
+    assert (frame.min(), frame.max()) == (0, 1)
+    np.testing.assert_array_equal(np.argmax(frame[:, ::8, 1], 0) > 56, True)  # green is brightest at the bottom
+    np.testing.assert_allclose(frame[32, 32], (image[20, 50] - image.min()) / np.ptp(image), atol=0.2)
+
+
+def test_lite_medsam_s_pixels_are_means_over_what_they_cover():
+    image = scene(100, 160)
+    frame, size = prepare(image, (40, 64), "lite_medsam")
+    assert size == (40, 64)
+    fine = image.repeat(2, 0).repeat(2, 1).reshape(40, 5, 64, 5, 3)  # each new pixel covers 2.5 x 2.5
+    mean = np.floor(fine.mean((1, 3)) + 0.5)
+    np.testing.assert_allclose(frame, (mean - mean.min()) / np.ptp(mean), atol=1.01 / np.ptp(mean))
+    assert (
+        np.isclose(frame, (mean - mean.min()) / np.ptp(mean), atol=1e-5).mean() > 0.99
+    )  # halves are rounded as floats
+
+
+def test_lite_medsam_pads_with_the_darkest_value():
+    frame, (height, width) = prepare(scene(40, 100), FRAME, "lite_medsam")
+    assert (height, width) == (26, 64)
+    assert (frame[:26].min(), frame[:26].max()) == (0, 1)
+    np.testing.assert_array_equal(frame[26:], 0)
+
+
+@pytest.mark.parametrize("preprocessing", ["medsam", "lite_medsam"])
+def test_an_image_of_one_value_has_no_brightest(preprocessing):
+    np.testing.assert_array_equal(prepare(np.full((9, 9, 3), 77, np.uint8), FRAME, preprocessing)[0], 0)
 
 
 @pytest.mark.parametrize(

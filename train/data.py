@@ -14,9 +14,10 @@ from flax import struct
 from jaxtyping import Bool, Float, Int
 
 from sam_jax.config import SamConfig
+from sam_jax.encoder_config import Preprocessing
 from sam_jax.preprocess import prepare
 from sam_jax.prompts import AnyArray
-from sam_jax.resize import Size, coverage, input_size_for
+from sam_jax.resize import Size, coverage
 from sam_jax.train.examples import Example, Source
 
 
@@ -49,6 +50,7 @@ def batches(
     objects: int,
     seed: int = 0,
     workers: int = 0,
+    preprocessing: Preprocessing = "sam",
     process: int | None = None,
     processes: int | None = None,
 ) -> "grain.DatasetIterator[Batch]":
@@ -65,6 +67,7 @@ def batches(
       objects: objects of each image; chosen where there are more, filled up where there are fewer.
       seed: of the order and the choices.
       workers: processes that make batches; 0 for threads of this one. End them with the iterator's `close`.
+      preprocessing: that of the encoder which is to run (`encoder.config.preprocessing`).
       process: the number of this process; JAX's by default.
       processes: how many there are; JAX's by default.
 
@@ -79,7 +82,9 @@ def batches(
             f"{images} images of {objects} objects."
         )
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    dataset = dataset.random_map(functools.partial(make_item, config=config, objects=objects))
+    dataset = dataset.random_map(
+        functools.partial(make_item, config=config, objects=objects, preprocessing=preprocessing)
+    )
     # Split after everything random, which goes by an item's number among all.
     dataset = dataset.slice(slice(process, None, processes)).batch(images // processes, drop_remainder=True)
     threads = grain.ReadOptions(num_threads=0 if workers else 2, prefetch_buffer_size=0 if workers else 4)
@@ -91,7 +96,14 @@ def batches(
     return iter(iterable)
 
 
-def make_item(example: Example, rng: np.random.Generator, *, config: SamConfig, objects: int) -> Batch:
+def make_item(
+    example: Example,
+    rng: np.random.Generator,
+    *,
+    config: SamConfig,
+    objects: int,
+    preprocessing: Preprocessing = "sam",
+) -> Batch:
     """Return one image of a batch, its arrays without the image axis.
 
     Args:
@@ -99,18 +111,21 @@ def make_item(example: Example, rng: np.random.Generator, *, config: SamConfig, 
       rng: for the choice of objects.
       config: settings of the decoder.
       objects: how many objects to take.
+      preprocessing: of an image that is not encoded.
     """
     number = len(example.masks)
     chosen = example.masks[rng.choice(number, min(objects, number), replace=False)]
-    frame, input_size = None, input_size_for(example.original_size, config.image_size)
-    if example.embedding is None:
-        frame, input_size = prepare(example.image, config.image_size)
+    frame = embedding = None
+    if example.encoded is None:
+        frame, input_size = prepare(example.image, config.image_size, preprocessing)
+    else:
+        embedding, input_size = np.asarray(example.encoded.embedding, np.float32), example.encoded.input_size
     found, weight = low_res_targets(chosen, input_size, config)
     targets = np.zeros((objects, *config.mask_size), np.float32)
     targets[: len(chosen)] = found
     return Batch(
-        images=None if frame is None else np.asarray(frame, np.float32),
-        embeddings=example.embedding,
+        images=frame,
+        embeddings=embedding,
         targets=targets,
         weight=weight,
         valid=np.any(targets >= 0.5, axis=(1, 2)),

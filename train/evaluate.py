@@ -17,9 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 from sam_jax.full_size import binary_masks
 from sam_jax.interactive import click, start_clicks
 from sam_jax.model import MaskPrediction, Sam, Variables
+from sam_jax.pixels import EncodedImage
 from sam_jax.predict import predict_masks
 from sam_jax.prompts import EMPTY, Prompts
-from sam_jax.resize import Size, input_size_for, to_input_frame
+from sam_jax.resize import Size, to_input_frame
 from sam_jax.train.clicks import Click, box_around, next_click
 from sam_jax.train.examples import Example
 from sam_jax.train.metrics import COCO_LIMITS, mask_iou
@@ -46,20 +47,20 @@ def evaluate(
     Args:
       model: the decoder.
       variables: its variables.
-      examples: images with their objects and embeddings; every object counts the same.
+      examples: encoded images with their objects; every object counts the same.
       cap: clicks that an object gets at most.
       objects: how many are decoded at once; no result depends on it.
       size_limits: the least area of a medium object, and of a large one, in pixels of the original image.
 
     Raises:
-      ValueError: for an example without an embedding, or none with an object.
+      ValueError: for an example that is not encoded, or none with an object.
     """
     outcomes, samples, images = [], [], 0
     for example in examples:
-        if example.embedding is None:
-            raise ValueError(f"{example.name} has no embedding; sam_jax.train.sources.Embedded gives examples one.")
+        if example.encoded is None:
+            raise ValueError(f"{example.name} is not encoded; sam_jax.train.sources.Encoded gives encoded examples.")
         images += 1
-        for group in _groups(example, model.config.image_size, objects):
+        for group in _groups(example.encoded, example.masks, model.config.image_size, objects):
             score, oracle = (_play(model, variables, group, user, cap) for user in ("score", "oracle"))
             outcomes += _outcomes(group, score, oracle, *_ask_boxes(model, variables, group))
             if group.first and len(samples) < SAMPLES:
@@ -85,14 +86,12 @@ class _Group:
         return np.asarray(to_input_frame(coordinates, **sizes))
 
 
-def _groups(example: Example, image_size: Size, objects: int) -> Iterator[_Group]:
-    sizes = {
-        "original_size": example.original_size,
-        "input_size": input_size_for(example.original_size, image_size),
-        "image_size": image_size,
-    }
-    embedding = jnp.asarray(example.embedding)
-    masks = example.masks[example.masks.any((1, 2))]
+def _groups(
+    image: EncodedImage, masks: Bool[np.ndarray, "n height width"], image_size: Size, objects: int
+) -> Iterator[_Group]:
+    sizes = {"original_size": image.original_size, "input_size": image.input_size, "image_size": image_size}
+    embedding = jnp.asarray(image.embedding, jnp.float32)
+    masks = masks[masks.any((1, 2))]
     for start in range(0, len(masks), objects):
         part = masks[start : start + objects]
         targets = np.pad(part, [(0, objects - len(part)), (0, 0), (0, 0)])

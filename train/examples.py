@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from sam_jax.pixels import EncodedImage
 from sam_jax.resize import Size
 
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on, height and width change places
@@ -21,13 +22,13 @@ class Example:
       image: RGB, at the original size.
       masks: one for each object, at the original size.
       name: of the image among all: its file name.
-      embedding: of the image, where it is known already.
+      encoded: the image as the decoder needs it, where it has been encoded already.
     """
 
     image: UInt8[np.ndarray, "height width 3"]
     masks: Bool[np.ndarray, "n height width"]
     name: str
-    embedding: Float[np.ndarray, "h w c"] | None = None
+    encoded: EncodedImage | None = None
 
     @property
     def original_size(self) -> Size:

@@ -135,8 +135,7 @@ class Embedded:
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
-        embedding = self.store.read(example.name).embedding
-        return dataclasses.replace(example, embedding=np.asarray(embedding, np.float32))
+        return dataclasses.replace(example, encoded=self.store.read(example.name))
 
 
 class Encoded:
@@ -155,7 +154,7 @@ class Encoded:
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
-        return dataclasses.replace(example, embedding=np.asarray(self.encode(example.image).embedding, np.float32))
+        return dataclasses.replace(example, encoded=self.encode(example.image))
 
 
 def embed(source: Source, store: EmbeddingStore, encode: Encode) -> int:

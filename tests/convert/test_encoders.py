@@ -106,8 +106,19 @@ def test_shapes_tell_a_tiny_vit(config):
 def test_the_family_tells_the_size_of_a_tiny_vit_s_images():
     assert identify_encoder(described(shapes_of(LITE_MEDSAM))).config == LITE_MEDSAM
     named = identify_encoder(described(shapes_of(SMALL)), family="lite_medsam", settings=own(SMALL))
-    assert named.config == dataclasses.replace(SMALL, image_size=(256, 256))
+    assert named.config == dataclasses.replace(SMALL, image_size=(256, 256), preprocessing="lite_medsam")
     assert named.family is FAMILIES["lite_medsam"]
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("settings", [None, own(VIT_TINY)])
+def test_the_family_tells_the_preprocessing(naming, settings):
+    """No weights do: MedSAM's are ViT-B's. Settings of our own do, unless a family is asked for."""
+    tensors = described(shapes_of(VIT_TINY, naming))
+    assert identify_encoder(tensors, settings=settings).config.preprocessing == "sam"
+    assert identify_encoder(tensors, family="medsam", settings=settings).config.preprocessing == "medsam"
+    kept = own(dataclasses.replace(VIT_TINY, preprocessing="medsam"))
+    assert identify_encoder(tensors, settings=kept).config.preprocessing == "medsam"
 
 
 @pytest.mark.parametrize("config", [*VITS.values(), *TINY_VITS.values(), VIT_B, LITE_MEDSAM])

@@ -101,7 +101,7 @@ def test_hugging_face_names_are_a_family_because_their_epsilon_differs():
 
 def test_the_settings_that_differ_from_segment_anything():
     usual = FAMILIES["sam"]
-    fields = ("block_norm_eps", "final_norm_eps", "image_size", "grid_size", "heads")
+    fields = ("block_norm_eps", "final_norm_eps", "image_size", "grid_size", "heads", "preprocessing")
     differing = {
         family.name: {
             field: getattr(family, field) for field in fields if getattr(family, field) != getattr(usual, field)
@@ -109,14 +109,15 @@ def test_the_settings_that_differ_from_segment_anything():
         for family in FAMILIES.values()
     }
     assert {name: settings for name, settings in differing.items() if settings} == {
-        "lite_medsam": {"image_size": (256, 256)},
+        "medsam": {"preprocessing": "medsam"},
+        "lite_medsam": {"image_size": (256, 256), "preprocessing": "lite_medsam"},
         "efficientvit_sam": {"block_norm_eps": 1e-6, "final_norm_eps": 1e-6},
         "sam_med2d": {"image_size": (256, 256), "grid_size": (16, 16)},
         "samed": {"image_size": (512, 512), "grid_size": (32, 32)},
         "hf_sam": {"block_norm_eps": 1e-6},
     }
     assert (usual.block_norm_eps, usual.final_norm_eps, usual.heads) == (1e-5, 1e-5, 8)
-    assert (usual.image_size, usual.grid_size) == ((1024, 1024), (64, 64))
+    assert (usual.image_size, usual.grid_size, usual.preprocessing) == ((1024, 1024), (64, 64), "sam")
 
 
 def test_edge_sam_is_marked_as_not_for_commercial_use():

@@ -8,6 +8,8 @@ import pytest
 
 from sam_jax import mask_to_prompt
 from sam_jax.config import TINY
+from sam_jax.pixels import EncodedImage
+from sam_jax.preprocess import prepare
 from sam_jax.train.data import Batch, batches, low_res_targets, make_item
 from sam_jax.train.examples import Example
 from sam_jax.train.sources import DrawnScenes
@@ -96,11 +98,19 @@ def test_objects_are_drawn_without_repetition() -> None:
 def test_an_embedding_takes_the_place_of_the_frame() -> None:
     scene = SCENES[0]
     embedding = np.ones((8, 8, 32), np.float32)
-    example = Example(scene.image, scene.masks, scene.name, embedding)
+    encoded = EncodedImage(embedding, (128, 100), scene.original_size)
+    example = Example(scene.image, scene.masks, scene.name, encoded)
     item = make_item(example, np.random.default_rng(0), config=TINY, objects=1)
     assert item.images is None
     assert item.embeddings is embedding
-    np.testing.assert_array_equal(item.input_size, [85, 128])
+    np.testing.assert_array_equal(item.input_size, [128, 100])
+    np.testing.assert_allclose(item.weight, np.arange(32) < 25 * np.ones((32, 1)), atol=1e-6)
+
+
+def test_the_frame_is_as_the_encoder_wants_it() -> None:
+    item = make_item(SCENES[0], np.random.default_rng(0), config=TINY, objects=1, preprocessing="medsam")
+    np.testing.assert_array_equal(item.images, prepare(SCENES[0].image, TINY.image_size, "medsam")[0])
+    np.testing.assert_array_equal(item.input_size, TINY.image_size)
 
 
 def test_a_seed_gives_one_sequence() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from random_model import MODEL, random_embedding, random_variables
 
 from sam_jax import MaskPrediction, Prompts
+from sam_jax.pixels import EncodedImage
 from sam_jax.prompts import EMPTY
 from sam_jax.train import evaluate as module
 from sam_jax.train.evaluate import evaluate
@@ -28,7 +29,7 @@ def stripes() -> Example:
     masks = np.zeros((3, 128, 128), bool)
     masks[0, 4:12], masks[1, 20:36], masks[2, 40:72] = True, True, True
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
-    return Example(image, masks, "stripes", EMBEDDING)
+    return Example(image, masks, "stripes", EncodedImage(EMBEDDING, (128, 128), (128, 128)))
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_clicks_and_masks_go_between_the_image_and_its_frame(answer: Any, points
     logits = np.full((1, 4, 32, 32), -1, np.float32)
     logits[:, :, 2:7] = 1  # 20 rows of the frame from the 8th, 15 of the image from the 6th
     answer(logits, np.ones((1, 4), np.float32))
-    example = Example(np.zeros((64, 96, 3), np.uint8), masks, "wide", EMBEDDING)
+    example = Example(np.zeros((64, 96, 3), np.uint8), masks, "wide", EncodedImage(EMBEDDING, (85, 128), (64, 96)))
     report = evaluate(MODEL, {}, [example], objects=1)
     assert report.all.click_iou["score"]["1"] == report.all.box_iou["score"] == 1
     height = 85 / 64  # 128 / 96, rounded to whole rows
@@ -148,7 +149,8 @@ def test_size_classes_are_counted_apart(answer: Any) -> None:
 
 def ask_random(example: Example) -> Report:
     """Of a model with random weights, in groups of eight, which other tests ask for, too."""
-    example = dataclasses.replace(example, embedding=np.asarray(random_embedding(model=small_run.MODEL)))
+    embedding = np.asarray(random_embedding(model=small_run.MODEL))
+    example = dataclasses.replace(example, encoded=EncodedImage(embedding, (96, 96), (128, 128)))
     return evaluate(small_run.MODEL, random_variables(small_run.MODEL), [example], cap=5, objects=8)
 
 
@@ -187,9 +189,9 @@ def test_a_report_is_one_json_and_one_picture(report: Report, tmp_path: Path) ->
         report.save(folder)
 
 
-def test_an_example_without_embedding_is_an_error() -> None:
-    with pytest.raises(ValueError, match="stripes has no embedding"):
-        evaluate(MODEL, {}, [dataclasses.replace(stripes(), embedding=None)])
+def test_an_example_that_is_not_encoded_is_an_error() -> None:
+    with pytest.raises(ValueError, match="stripes is not encoded"):
+        evaluate(MODEL, {}, [dataclasses.replace(stripes(), encoded=None)])
 
 
 def test_examples_without_objects_are_an_error() -> None:

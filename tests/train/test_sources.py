@@ -201,4 +201,6 @@ def test_embeddings_are_computed_once_and_read_back(tmp_path: Path) -> None:
     assert len(calls) == 3
     example = Embedded(scenes, store)[1]
     np.testing.assert_array_equal(example.masks, scenes[1].masks)
-    np.testing.assert_array_equal(example.embedding, jax.numpy.full((2, 3, 4), scenes[1].image.mean()))
+    assert example.encoded is not None
+    assert (example.encoded.input_size, example.encoded.original_size) == ((128, 128), (128, 128))
+    np.testing.assert_array_equal(example.encoded.embedding, jax.numpy.full((2, 3, 4), scenes[1].image.mean()))
