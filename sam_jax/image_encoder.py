@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -220,11 +221,10 @@ class ImageEncoder(nn.Module):
     def setup(self) -> None:
         """Make the parts."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        block = nn.remat(Block) if config.remat else Block
         zeros = nn.initializers.zeros
         self.patch_embedding = PatchConv(config.width, config.patch_size, dtype)
         self.position_embedding = self.param("position_embedding", zeros, (*config.grid_size, config.width))
-        self.block = [block(config, config.window(i)) for i in range(config.depth)]
+        self.block = [Block(config, config.window(i)) for i in range(config.depth)]
         self.neck = Neck(config.out_width, dtype)
 
     def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, "h w c"]:
@@ -246,11 +246,47 @@ class ImageEncoder(nn.Module):
         if image.shape != (*config.image_size, 3):
             raise ValueError(f"The image must have the shape {(*config.image_size, 3)}, got {describe(image)}.")
         x = self.patch_embedding(image) + self.position_embedding.astype(config.dtype)
-        features = []
-        for block in self.block:
-            x = block(x)
-            features.append(x)
-        return self.neck(x), features[config.global_blocks[0]]
+        early = x
+        if config.remat and not self.is_initializing():
+            x, early = scan_blocks(config, self.variables["params"], x)
+        else:
+            for i, block in enumerate(self.block):
+                x = block(x)
+                early = x if i == config.global_blocks[0] else early
+        return self.neck(x), early
+
+
+def scan_blocks(
+    config: ViTConfig, params: Mapping[str, Any], x: Float[Array, "h w c"]
+) -> tuple[Float[Array, "h w c"], Float[Array, "h w c"]]:
+    """Return the tokens after all blocks and after the first global one, keeping only blocks' inputs for gradients.
+
+    In a plain row of blocks, XLA for CPUs merges the second computation with the first, and nothing is saved. So it is
+    a scan over groups of blocks that end with a global one, and in each over its other blocks; their parameters are
+    stacked first, a copy of the weights.
+
+    Args:
+      config: settings of the encoder, whose global blocks are the last of groups of one length.
+      params: the encoder's parameters.
+      x: tokens.
+    """
+    length = config.global_blocks[0] + 1
+    window, whole = (jax.checkpoint(Block(config, config.window(i), parent=None).apply) for i in (0, length - 1))
+
+    def group(x: Array, params: tuple[Any, Any]) -> tuple[Array, Array]:
+        x = jax.lax.scan(lambda x, one: (window({"params": one}, x), None), x, params[0])[0] if length > 1 else x
+        x: Any = whole({"params": params[1]}, x)
+        return x, x
+
+    blocks = [params[f"block_{i}"] for i in range(config.depth)]
+    groups = [blocks[start : start + length] for start in range(0, config.depth, length)]
+    inner = [_stack(members[:-1]) for members in groups] if length > 1 else None
+    x, ends = jax.lax.scan(group, x, (inner and _stack(inner), _stack([members[-1] for members in groups])))
+    return x, ends[0]
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def resize_positions(params: dict[str, Any], config: ViTConfig, new_config: ViTConfig) -> dict[str, Any]:
