@@ -137,6 +137,8 @@ class FinetuneConfig:
       remat: compute the decoder's activations twice instead of keeping them.
       mask_outputs: masks 1, 2, ... of another number than the checkpoint's.
       workers: processes that make batches; 0 for threads of this one.
+      embeddings: a store that sam-jax embed made with the checkpoint, for an encoder that does not train; images that
+        it does not have are added. By default the run's folder gets one.
       loss: weights of the loss.
       simulation: the simulated user.
       optimizer: settings of the optimizer.
@@ -152,6 +154,7 @@ class FinetuneConfig:
     remat: bool = False
     mask_outputs: int | None = None
     workers: int = 0
+    embeddings: str | None = None
     loss: LossConfig = LossConfig()
     simulation: Simulation = Simulation()
     optimizer: OptimizerConfig = OptimizerConfig()

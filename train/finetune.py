@@ -64,7 +64,8 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
     the longer schedule has it.
 
     The run's folder gets `model/` (the result, with the image encoder), `finetune.json` (what was asked for),
-    `metrics.jsonl`, `curves.png`, `samples.png`, `checkpoints/`, and `embeddings/` where the encoder does not train.
+    `metrics.jsonl`, `curves.png`, `samples.png`, `checkpoints/`, and, where the encoder does not train and no store is
+    given, `embeddings/`.
     Images and objects are split over as many devices as divide them evenly.
 
     Args:
@@ -96,12 +97,19 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
     state = init_state(params, constants, scales, optimizer)
     state = state if mesh is None else replicate(state, mesh)
 
-    _claim(out, data, checkpoint, config)
     # A frozen encoder need see each image but once; of drawn scenes, no image comes twice.
     in_step = data == SCENES or any(path.startswith(ENCODER) for path in state.params)
+    if in_step and config.embeddings is not None:
+        raise ValueError(
+            "embeddings must be left out where the encoder trains or scenes are drawn: it sees each image in the step."
+        )
+    store = None if config.embeddings is None else EmbeddingStore.open(config.embeddings)
+    _claim(out, data, checkpoint, config)
     encode = functools.partial(encode_image, encoder, encoder_variables)
     origin = provenance_of(locate(checkpoint), None)
-    seen = source if in_step else _embedded(source, out, model.config, config.dtype, origin, encode)
+    if not in_step:
+        store = _filled(store, source, out, model.config, config.dtype, origin, encode)
+    seen = source if store is None else Embedded(source, store)
     step = make_step(
         model,
         optimizer,
@@ -154,14 +162,21 @@ def _computing_in(dtype: str, module: Any) -> Any:
     return module.clone(config=dataclasses.replace(module.config, dtype=dtype))
 
 
-def _embedded(
-    source: Source, out: Path, decoder: SamConfig, dtype: StoredDType, origin: Provenance, encode: Encode
-) -> Source:
-    """Return the examples with embeddings from a store in the run's folder; those it has not got yet are computed."""
+def _filled(
+    given: EmbeddingStore | None,
+    source: Source,
+    out: Path,
+    decoder: SamConfig,
+    dtype: StoredDType,
+    origin: Provenance,
+    encode: Encode,
+) -> EmbeddingStore:
+    """Return the store that is given, or that of the run's folder. Embeddings it has not got yet are computed."""
+    folder, dtype = (out / "embeddings", dtype) if given is None else (given.path, given.dtype)
     shape = *decoder.grid_size, decoder.width
-    store = EmbeddingStore.create(out / "embeddings", shape, decoder.image_size, dtype, origin)
+    store = EmbeddingStore.create(folder, shape, decoder.image_size, dtype, origin)
     embed(source, store, encode)
-    return Embedded(source, store)
+    return store
 
 
 def _draw(out: Path, model: Sam, variables: Variables, shown: Source) -> None:

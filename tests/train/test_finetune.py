@@ -14,10 +14,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 from pycocotools import mask as coco
+from rich.console import Console
 from small_run import MODEL, save_checkpoint
 
 import sam_jax
-from sam_jax import MaskPrediction, cli
+from sam_jax import MaskPrediction, cli, embed_images
+from sam_jax.embeddings import EmbeddingStore
 from sam_jax.manifest import Manifest
 from sam_jax.train import finetune as finetune_module
 from sam_jax.train import step as step_module
@@ -181,6 +183,28 @@ def test_the_command_trains_everything_with_more_masks_on_two_devices(
     assert moved == {"mask_decoder", "prompt_encoder", "encoder"}
     assert not (folder / "all" / "embeddings").exists()
     assert sam_jax.convert.to_torch(model, variables)["mask_decoder.mask_tokens.weight"].shape[0] == 5
+
+
+def test_embeddings_can_be_those_of_a_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)
+    data, base, store = folder / "held_out" / "coco.json", folder / "base", folder / "store"
+    embed_images.run([data.parent / "images" / f"{i}.png" for i in range(5)], str(base), store, Console(quiet=True))
+    before = {name: EmbeddingStore.open(store).read(name).embedding for name in EmbeddingStore.open(store).names()}
+    config = dataclasses.replace(CONFIG, batch=1, objects=1, loop=LoopConfig(1, 1, 1), embeddings=str(store))
+    finetune(str(data), str(base), folder / "stored", config)
+    after = EmbeddingStore.open(store)
+    assert after.names() == sorted([*before, "5.png"])
+    assert after.dtype == "bfloat16"
+    for name, embedding in before.items():
+        np.testing.assert_array_equal(after.read(name).embedding, embedding)
+    assert not (folder / "stored" / "embeddings").exists()
+
+    with pytest.raises(ValueError, match="embeddings must be left out where the encoder trains"):
+        finetune(str(data), str(base), folder / "no", dataclasses.replace(config, train="everything"))
+    with pytest.raises(ValueError, match="is no store of embeddings"):
+        finetune(str(data), str(base), folder / "no", dataclasses.replace(config, embeddings=str(folder / "nothing")))
+    assert not (folder / "no").exists()
 
 
 def test_low_rank_additions_are_merged_into_the_attention_projections(
