@@ -20,7 +20,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from sam_jax.fast_decoder import Features, Params, channels_first, decode, product, token_weights, unfused
+from sam_jax.fast_decoder import Features, Params, channels_first, decode, positions_first, product, token_weights, unfused
 from sam_jax.model import MaskPrediction, Sam
 from sam_jax.prompts import Prompts
 
@@ -112,5 +112,5 @@ def decode_absorbed(model: Sam, variables: Any, embedding: Float[Array, "h w c"]
         dense = encoder.dense((h, w), prompt_set.masks, prompt_set.has_mask)
         return form.written(channels_first(embedding.astype(config.dtype) + dense))
 
-    form = WrittenForm(channels_first(encoder.positions((h, w))), config.block_norm_eps)
+    form = WrittenForm(positions_first(encoder, (h, w)), config.block_norm_eps)
     return decode(model, variables, form, jax.vmap(image)(prompts), (h, w), prompts)

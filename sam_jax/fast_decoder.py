@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from sam_jax.layers import CONV_NORM_EPS, gelu, layer_norm
 from sam_jax.model import MaskPrediction, Sam
+from sam_jax.prompt_encoder import PromptEncoder
 from sam_jax.prompts import Prompts
 from sam_jax.two_way import TwoWayBlock
 
@@ -99,6 +100,12 @@ def channels_first(x: Float[Array, "h w c"]) -> Float[Array, "c hw"]:
     """
     rows = in_turn(jnp.transpose, x)
     return jnp.swapaxes(rows, 0, 1).reshape(x.shape[-1], -1)
+
+
+def positions_first(encoder: PromptEncoder, grid_size: tuple[int, int]) -> Float[Array, "c hw"]:
+    """Return the positional part of the image tokens. It is made in this order, so that nothing is transposed."""
+    positions = jnp.moveaxis(encoder.positions(grid_size), -1, 0)
+    return positions.reshape(len(positions), -1)
 
 
 def decoder_params(dtype: str, variables: Any) -> Params:

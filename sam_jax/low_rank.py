@@ -46,6 +46,7 @@ from sam_jax.fast_decoder import (
     decoder_params,
     heads_of,
     linear,
+    positions_first,
     product,
     token_weights,
     unfused,
@@ -283,7 +284,7 @@ def prepare_image(model: Sam, variables: Any, embedding: Float[Array, "h w c"]) 
     params = decoder_params(config.dtype, variables)
     encoder = model.bind(variables).prompt_encoder
     image = channels_first(embedding.astype(config.dtype) + encoder.dense((h, w), None, None))
-    position = channels_first(encoder.positions((h, w)))
+    position = positions_first(encoder, (h, w))
     gathers, updates, outputs, last_bias = [], [], [], jnp.zeros(channels, image.dtype)
 
     def table(kernel: Float[Array, "c inner"], tokens: Float[Array, "c hw"]) -> Float[Array, "heads d hw"]:

@@ -58,7 +58,7 @@ def test_what_weights_alone_decide_is_computed_once_for_all_images() -> None:
     embeddings = random_embedding(4, model=MODEL)
     program = jax.make_jaxpr(jax.vmap(PREPARE, in_axes=(None, 0)))(VARIABLES, embeddings)
     shapes = [eqn.outvars[0].aval.shape for eqn in equations(program.jaxpr) if eqn.primitive.name == "sin"]
-    assert shapes == [(3, 5, WIDTH // 2)]
+    assert shapes == [(5, WIDTH // 2), (3, WIDTH // 2)]
     tables = [eqn.outvars[0].aval.shape for eqn in equations(program.jaxpr) if eqn.primitive.name == "dot_general"]
     # The positional part's keys and queries of block 1, and the final keys.
     assert tables.count((HEADS, INNER // HEADS, HW)) == 3
