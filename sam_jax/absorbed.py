@@ -20,7 +20,16 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from sam_jax.fast_decoder import Features, Params, channels_first, decode, positions_first, product, token_weights, unfused
+from sam_jax.fast_decoder import (
+    Features,
+    Params,
+    channels_first,
+    decode,
+    positions_first,
+    product,
+    token_weights,
+    unfused,
+)
 from sam_jax.model import MaskPrediction, Sam
 from sam_jax.prompts import Prompts
 

@@ -24,7 +24,7 @@ def binary_masks(
     image_size: Size | None = None,
     threshold: float = 0.0,
     packed: bool = False,
-    chunk: int = 8,
+    chunk: int = 4,
 ) -> Bool[Array, "*batch height width"] | UInt8[Array, "*batch height bytes"]:
     """Return `resize_masks(...) > threshold`, made `chunk` masks at a time.
 
@@ -68,7 +68,7 @@ def rle_masks(
     original_size: Size,
     image_size: Size | None = None,
     threshold: float = 0.0,
-    chunk: int = 8,
+    chunk: int = 4,
 ) -> Iterator[dict[str, Any]]:
     """Yield each full-size mask as COCO run-length encoding, `{"size": [height, width], "counts": str}`, ready for
     JSON.
