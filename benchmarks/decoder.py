@@ -172,6 +172,7 @@ def main(
         case, given = CASES[name], CASES[name].prompts()
         shape = (case.images, *SamConfig().grid_size, SamConfig().width)
         embeddings = np.random.default_rng(1).standard_normal(shape, np.float32)
+        tokens = Prompts.build(**given, images=True).labels.shape[-1]
         few = {key: x[:1, :CHECKED] for key, x in given.items()}
         reference = as_arrays(decoding(Official(official), embeddings, few, 1)())
         sides = {way.name: ours(way, variables, embeddings, case) for way in all_ways if can_decode(way, case)}
@@ -179,7 +180,7 @@ def main(
         sides |= {peer: side for peer, side in found.items() if isinstance(side, Side)}
         report["cases"][name] = {
             "case": dataclasses.asdict(case),
-            "path": choose_path(Prompts.build(**given).labels.shape[-1], case.sets, case.mask, case.prepared),
+            "path": choose_path(tokens, case.sets, case.mask, case.prepared),
             "sides": compare(sides, reference, rounds, roofline),
             "not measured": {peer: side for peer, side in found.items() if isinstance(side, str)},
         }

@@ -55,7 +55,7 @@ class Side(NamedTuple):
 def ours(way: Way, variables: Any, embeddings: np.ndarray, case: Case) -> Side:
     """Compile a way to decode."""
     dtype = "bfloat16" if way.precision == "bfloat16" else "float32"
-    model, prompts = Sam(SamConfig(dtype=dtype)), Prompts.build(**case.prompts())
+    model, prompts = Sam(SamConfig(dtype=dtype)), Prompts.build(**case.prompts(), images=True)
     images = embeddings if case.images > 1 else embeddings[0]
     prompts = prompts if case.images > 1 else jax.tree.map(lambda x: x[0], prompts)
     prepare = jax.jit(lambda variables, image: sam_jax.prepare_image(model, variables, image))

@@ -71,9 +71,13 @@ class ImageForm(Protocol):
 
 
 def in_turn(function: Callable[..., Any], *inputs: Any) -> Any:
-    """Map over the leading axis: on a CPU one entry after the other, so that its arrays stay in the caches."""
+    """Map over the leading axis: on a CPU one entry after the other, so that its arrays stay in the caches.
+
+    For gradients, an entry is then computed a second time: what it would keep takes longer to write and to read.
+    """
     if jax.default_backend() == "cpu":
-        return lax.map(lambda entry: function(*entry), inputs)
+        again = jax.checkpoint(function, prevent_cse=False)  # in a loop, XLA cannot merge both times
+        return lax.map(lambda entry: again(*entry), inputs)
     return jax.vmap(function)(*inputs)
 
 

@@ -70,7 +70,7 @@ def test_padding_changes_nothing(images: list[list[dict[str, Any]]]) -> None:
         for j, prompt_set in enumerate(row):
             alone = one_by_one(embeddings[i], prompt_set)
             assert difference(out.logits[i, j], alone.logits) < 1e-6
-            np.testing.assert_allclose(out.iou[i, j], alone.iou, atol=1e-6 * jnp.abs(alone.iou).max())
+            np.testing.assert_allclose(out.iou[i, j], alone.iou, atol=2e-6 * jnp.abs(alone.iou).max())
 
 
 def test_any_amount_of_padding_changes_nothing() -> None:
@@ -232,14 +232,14 @@ def test_a_pipeline_is_one_compilation() -> None:
 
 
 def test_what_depends_on_the_image_alone_is_computed_once() -> None:
-    """The grid's Fourier features have no prompt-set axis in the traced program."""
+    """The Fourier features of the grid's rows and columns have no prompt-set axis in the traced program."""
     jaxpr = jax.make_jaxpr(lambda p: decode(MODEL, VARIABLES, EMBEDDING, p, 8))(
         Prompts.build(boxes=np.tile(BOXES, (4, 1)))
     )
     sines = [line for line in str(jaxpr).splitlines() if " = sin " in line]
-    grid = f"{CONFIG.grid_size[0]},{CONFIG.grid_size[1]},{CONFIG.width // 2}"
-    assert any(f"f32[{grid}]" in line for line in sines)
-    assert not any(f"f32[8,{grid}]" in line for line in sines)
+    for size in CONFIG.grid_size:
+        assert any(f"f32[{size},{CONFIG.width // 2}]" in line for line in sines)
+        assert not any(f"f32[4,{size},{CONFIG.width // 2}]" in line for line in sines)
 
 
 @pytest.mark.parametrize(
