@@ -239,7 +239,7 @@ def test_what_depends_on_the_image_alone_is_computed_once() -> None:
     sines = [line for line in str(jaxpr).splitlines() if " = sin " in line]
     for size in CONFIG.grid_size:
         assert any(f"f32[{size},{CONFIG.width // 2}]" in line for line in sines)
-        assert not any(f"f32[4,{size},{CONFIG.width // 2}]" in line for line in sines)
+        assert not any(f"f32[8,{size},{CONFIG.width // 2}]" in line for line in sines)
 
 
 @pytest.mark.parametrize(
