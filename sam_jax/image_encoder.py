@@ -273,15 +273,16 @@ def scan_blocks(
     length = config.global_blocks[0] + 1
     window, whole = (jax.checkpoint(Block(config, config.window(i), parent=None).apply) for i in (0, length - 1))
 
-    def group(x: Array, params: tuple[Any, Any]) -> tuple[Array, Array]:
-        x = jax.lax.scan(lambda x, one: (window({"params": one}, x), None), x, params[0])[0] if length > 1 else x
-        x: Any = whole({"params": params[1]}, x)
-        return x, x
+    def run_group(x: Array, params: tuple[Any, Any]) -> tuple[Array, Array]:
+        inner, last = params
+        x = x if inner is None else jax.lax.scan(lambda x, one: (window({"params": one}, x), None), x, inner)[0]
+        end: Any = whole({"params": last}, x)
+        return end, end
 
     blocks = [params[f"block_{i}"] for i in range(config.depth)]
     groups = [blocks[start : start + length] for start in range(0, config.depth, length)]
-    inner = [_stack(members[:-1]) for members in groups] if length > 1 else None
-    x, ends = jax.lax.scan(group, x, (inner and _stack(inner), _stack([members[-1] for members in groups])))
+    inner = _stack([_stack(group[:-1]) for group in groups]) if length > 1 else None
+    x, ends = jax.lax.scan(run_group, x, (inner, _stack([group[-1] for group in groups])))
     return x, ends[0]
 
 

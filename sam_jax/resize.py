@@ -144,7 +144,7 @@ def resize_masks(
 
 
 def _widened(
-    logits: Float[Array, "*batch my mx"], columns: Int[Array, "w 3"], weights: Float[Array, "w 3"]
+    logits: Float[AnyArray, "*batch my mx"], columns: Int[Array, "w 3"], weights: Float[Array, "w 3"]
 ) -> Float[Array, "*batch my w"]:
     """Resize each row: products with the matrix of the taps, a part of the columns at a time.
 

@@ -120,9 +120,16 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
         mesh=mesh,
         remat=config.remat,
     )
-    settings = {"images": config.batch, "objects": config.objects, "seed": config.seed, "workers": config.workers}
-    settings["preprocessing"] = encoder.config.preprocessing
-    with contextlib.closing(batches(seen, model.config, **settings)) as stream:
+    stream = batches(
+        seen,
+        model.config,
+        images=config.batch,
+        objects=config.objects,
+        seed=config.seed,
+        workers=config.workers,
+        preprocessing=encoder.config.preprocessing,
+    )
+    with contextlib.closing(stream):
         state = train(out, state, step, stream, config.loop)
 
     state = jax.tree.map(jnp.asarray, jax.device_get(state))  # from all devices to one
