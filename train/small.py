@@ -157,12 +157,20 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_run(run: Path) -> dict[str, Any]:
-    """Return what a run was told, and how far it came: steps, and hours of computing."""
+    """Return what a run was told and by what command, and how far it came: steps, and hours of computing."""
     lines = read_metrics(run, int(1e9))
     before = [0, *(line["step"] for line in lines)]
     seconds = sum(line["seconds"] * (line["step"] - last) for line, last in zip(lines, before, strict=False))
     told = json.loads((run / SETTINGS).read_text("utf-8"))
-    return {"run": run.name, "steps": lines[-1]["step"], "hours": round(seconds / 3600, 2), **told}
+    config, checkpoint = told["config"], Path(told["checkpoint"])
+    begun = "" if checkpoint.name == START else f" --checkpoint {checkpoint.name}"
+    of_config = f"--steps {config['loop']['steps']} --clicks {config['simulation']['clicks']} --seed {config['seed']}"
+    return {
+        "command": f"python -m sam_jax.train.small train {run.name}{begun} {of_config}",
+        "steps": lines[-1]["step"],
+        "hours": round(seconds / 3600, 2),
+        "config": config,
+    }
 
 
 if __name__ == "__main__":

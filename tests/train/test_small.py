@@ -41,16 +41,21 @@ def test_the_encoder_begins_with_embeddings_that_differ_from_place_to_place(fold
     assert positions.std() == pytest.approx(0.02, rel=0.05)
 
 
-def test_a_run_is_described_by_its_steps_its_time_and_its_settings(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "option"), [("runs/a/start", ""), ("runs/b.safetensors", " --checkpoint b.safetensors")]
+)
+def test_a_run_is_described_by_its_command_its_steps_its_time_and_its_settings(
+    tmp_path: Path, given: str, option: str
+) -> None:
     lines: list[dict[str, Any]] = [{"step": 20, "seconds": 36.0}, {"step": 40, "seconds": 54.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "finetune.json").write_text(json.dumps({"data": "scenes", "config": {"seed": 3}}))
+    config = {"seed": 3, "loop": {"steps": 60}, "simulation": {"clicks": 1}}
+    (tmp_path / "finetune.json").write_text(json.dumps({"data": "scenes", "checkpoint": given, "config": config}))
     assert small.describe_run(tmp_path) == {
-        "run": tmp_path.name,
+        "command": f"python -m sam_jax.train.small train {tmp_path.name}{option} --steps 60 --clicks 1 --seed 3",
         "steps": 40,
         "hours": 0.5,
-        "data": "scenes",
-        "config": {"seed": 3},
+        "config": config,
     }
 
 
