@@ -60,7 +60,7 @@ def encoder_from_torch(
 
     Args:
       tensors: name in the file -> array, or anything with `shape`, `dtype` and `read()`.
-      family: a name of `FAMILIES`. A TinyViT's shapes do not tell the size of its images, its family does.
+      family: a name of `FAMILIES`. It tells what weights do not: preprocessing, and the size of a TinyViT's images.
       settings: what `open_checkpoint` found beside the weights.
 
     Raises:

@@ -25,7 +25,7 @@ from sam_jax.fast_decoder import (
     Params,
     channels_first,
     decode,
-    positions_first,
+    grid_positions,
     product,
     token_weights,
     unfused,
@@ -121,5 +121,5 @@ def decode_absorbed(model: Sam, variables: Any, embedding: Float[Array, "h w c"]
         dense = encoder.dense((h, w), prompt_set.masks, prompt_set.has_mask)
         return form.written(channels_first(embedding.astype(config.dtype) + dense))
 
-    form = WrittenForm(positions_first(encoder, (h, w)), config.block_norm_eps)
+    form = WrittenForm(grid_positions(encoder, (h, w)), config.block_norm_eps)
     return decode(model, variables, form, jax.vmap(image)(prompts), (h, w), prompts)

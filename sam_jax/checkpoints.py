@@ -102,7 +102,7 @@ def load(path: str | os.PathLike[str], *, family: str | None = None) -> tuple[Sa
 def load_encoder(path: str | os.PathLike[str], *, family: str | None = None) -> tuple[Encoder, Variables]:
     """Read the image encoder of a checkpoint of any kind, and its variables on the default device.
 
-    `encoder.apply(variables, frame)` makes the image embedding [h, w, c] of a frame that `sam_jax.preprocess` prepared.
+    `encoder.apply(variables, frame)` makes the image embedding [h, w, c] of a frame from `sam_jax.preprocess.prepare`.
 
     Args:
       path: what `load` takes; a folder must have been made with the encoder.

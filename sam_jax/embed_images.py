@@ -1,5 +1,6 @@
 """The `sam-jax embed` command: image files in, a store of their embeddings out."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from sam_jax.convert.reader import open_checkpoint
 from sam_jax.embeddings import EmbeddingStore, StoredDType
 from sam_jax.encoders import Encoder
 from sam_jax.image_files import image_files
-from sam_jax.manifest import Manifest, Provenance, is_saved, sha256
+from sam_jax.manifest import NAME, Manifest, Provenance, is_saved, sha256
 from sam_jax.model import Variables
 from sam_jax.pixels import EncodedImage, encode_image
 
@@ -80,9 +81,13 @@ def _encode(
 
 
 def provenance_of(path: Path, family: str | None) -> Provenance:
-    """Return where a checkpoint's weights come from: as its manifest says, else by its files themselves."""
+    """Return where a checkpoint's weights come from: as its manifest says, else by its files themselves.
+
+    Of a folder that no digest is known of, such as a fine-tuned one, it is that of its list of files.
+    """
     if is_saved(path):
-        return Manifest.read(path).provenance
+        found = Manifest.read(path).provenance
+        return found if found.sha256 else dataclasses.replace(found, sha256=sha256(path / NAME))
     checkpoint = open_checkpoint(path)
     found = identify_encoder(checkpoint.tensors, family=family, settings=checkpoint.settings).family
     return Provenance(found.name, path.resolve().name, sha256(*checkpoint.files), found.licence)

@@ -42,7 +42,7 @@ class ViTConfig:
       preprocessing: what becomes of an image's pixels before.
       dtype: compute dtype. Norms and softmaxes stay in float32 (float64 where that is the compute dtype).
       remat: keep only the blocks' inputs for the backward pass and compute the rest a second time. Of one image's
-        gradient with ViT-H it leaves 7 of 19 GB, with ViT-B 1.4 of 4.6.
+        gradient with ViT-H it leaves 7 of 19 GB, with ViT-B 1.4 of 4.6. Global blocks must end groups of one length.
     """
 
     width: int = 768

@@ -106,7 +106,7 @@ def channels_first(x: Float[Array, "h w c"]) -> Float[Array, "c hw"]:
     return jnp.swapaxes(rows, 0, 1).reshape(x.shape[-1], -1)
 
 
-def positions_first(encoder: PromptEncoder, grid_size: tuple[int, int]) -> Float[Array, "c hw"]:
+def grid_positions(encoder: PromptEncoder, grid_size: tuple[int, int]) -> Float[Array, "c hw"]:
     """Return the positional part of the image tokens. It is made in this order, so that nothing is transposed."""
     positions = jnp.moveaxis(encoder.positions(grid_size), -1, 0)
     return positions.reshape(len(positions), -1)

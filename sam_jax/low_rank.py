@@ -44,9 +44,9 @@ from sam_jax.fast_decoder import (
     channels_first,
     decode,
     decoder_params,
+    grid_positions,
     heads_of,
     linear,
-    positions_first,
     product,
     token_weights,
     unfused,
@@ -284,7 +284,7 @@ def prepare_image(model: Sam, variables: Any, embedding: Float[Array, "h w c"]) 
     params = decoder_params(config.dtype, variables)
     encoder = model.bind(variables).prompt_encoder
     image = channels_first(embedding.astype(config.dtype) + encoder.dense((h, w), None, None))
-    position = positions_first(encoder, (h, w))
+    position = grid_positions(encoder, (h, w))
     gathers, updates, outputs, last_bias = [], [], [], jnp.zeros(channels, image.dtype)
 
     def table(kernel: Float[Array, "c inner"], tokens: Float[Array, "c hw"]) -> Float[Array, "heads d hw"]:

@@ -29,7 +29,7 @@ from sam_jax.train.heads import HeadReport, change_masks
 from sam_jax.train.loop import curves, read_metrics, train
 from sam_jax.train.lora import add_lora
 from sam_jax.train.optimizer import PRESETS, learning_rate_scales, make_optimizer
-from sam_jax.train.sources import DrawnScenes, Embedded, Encode, Encoded, embed, open_source
+from sam_jax.train.sources import DrawnScenes, Embedded, Encoded, embed, open_source
 from sam_jax.train.state import ENCODER, flatten, init_state, trained_variables
 from sam_jax.train.step import make_step
 
@@ -103,12 +103,13 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
         raise ValueError(
             "embeddings must be left out where the encoder trains or scenes are drawn: it sees each image in the step."
         )
-    store = None if config.embeddings is None else EmbeddingStore.open(config.embeddings)
+    origin = provenance_of(locate(checkpoint), None)
+    store = None if config.embeddings is None else _opened(config.embeddings, model.config, origin)
     _claim(out, data, checkpoint, config)
     encode = functools.partial(encode_image, encoder, encoder_variables)
-    origin = provenance_of(locate(checkpoint), None)
     if not in_step:
-        store = _filled(store, source, out, model.config, config.dtype, origin, encode)
+        store = store or _store(out / "embeddings", model.config, config.dtype, origin)
+        embed(source, store, encode)
     seen = source if store is None else Embedded(source, store)
     step = make_step(
         model,
@@ -169,21 +170,14 @@ def _computing_in(dtype: str, module: Any) -> Any:
     return module.clone(config=dataclasses.replace(module.config, dtype=dtype))
 
 
-def _filled(
-    given: EmbeddingStore | None,
-    source: Source,
-    out: Path,
-    decoder: SamConfig,
-    dtype: StoredDType,
-    origin: Provenance,
-    encode: Encode,
-) -> EmbeddingStore:
-    """Return the store that is given, or that of the run's folder. Embeddings it has not got yet are computed."""
-    folder, dtype = (out / "embeddings", dtype) if given is None else (given.path, given.dtype)
+def _opened(path: str, decoder: SamConfig, origin: Provenance) -> EmbeddingStore:
+    """Open a store that is there. It must be of the same encoder."""
+    return _store(Path(path), decoder, EmbeddingStore.open(path).dtype, origin)
+
+
+def _store(path: Path, decoder: SamConfig, dtype: StoredDType, origin: Provenance) -> EmbeddingStore:
     shape = *decoder.grid_size, decoder.width
-    store = EmbeddingStore.create(folder, shape, decoder.image_size, dtype, origin)
-    embed(source, store, encode)
-    return store
+    return EmbeddingStore.create(path, shape, decoder.image_size, dtype, origin)
 
 
 def _draw(out: Path, model: Sam, variables: Variables, shown: Source) -> None:

@@ -163,7 +163,9 @@ def describe_run(run: Path) -> dict[str, Any]:
     seconds = sum(line["seconds"] * (line["step"] - last) for line, last in zip(lines, before, strict=False))
     told = json.loads((run / SETTINGS).read_text("utf-8"))
     config, checkpoint = told["config"], Path(told["checkpoint"])
-    begun = "" if checkpoint.name == START else f" --checkpoint {checkpoint.name}"
+    *_, folder, name = "", *checkpoint.parts
+    other = f"{folder}/{name}" if name in (START, MODEL) else name
+    begun = "" if other == f"{run.name}/{START}" else f" --checkpoint {other}"
     of_config = f"--steps {config['loop']['steps']} --clicks {config['simulation']['clicks']} --seed {config['seed']}"
     return {
         "command": f"python -m sam_jax.train.small train {run.name}{begun} {of_config}",

@@ -135,7 +135,13 @@ class Embedded:
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
-        return dataclasses.replace(example, encoded=self.store.read(example.name))
+        encoded = self.store.read(example.name)
+        if encoded.original_size != example.original_size:
+            raise ValueError(
+                f"{example.name} is {in_words(example.original_size)}, but the embedding of that name in "
+                f"{self.store.path} is of an image {in_words(encoded.original_size)}."
+            )
+        return dataclasses.replace(example, encoded=encoded)
 
 
 class Encoded:

@@ -204,6 +204,8 @@ def test_embeddings_can_be_those_of_a_store(folder: Path, monkeypatch: pytest.Mo
         finetune(str(data), str(base), folder / "no", dataclasses.replace(config, train="everything"))
     with pytest.raises(ValueError, match="is no store of embeddings"):
         finetune(str(data), str(base), folder / "no", dataclasses.replace(config, embeddings=str(folder / "nothing")))
+    with pytest.raises(ValueError, match="has embeddings of another provenance"):
+        finetune(str(data), str(folder / "stored" / "model"), folder / "no", config)
     assert not (folder / "no").exists()
 
 

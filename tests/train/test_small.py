@@ -42,7 +42,13 @@ def test_the_encoder_begins_with_embeddings_that_differ_from_place_to_place(fold
 
 
 @pytest.mark.parametrize(
-    ("given", "option"), [("runs/a/start", ""), ("runs/b.safetensors", " --checkpoint b.safetensors")]
+    ("given", "option"),
+    [
+        ("runs/{run}/start", ""),
+        ("runs/b/start", " --checkpoint b/start"),
+        ("runs/b/model", " --checkpoint b/model"),
+        ("runs/b.safetensors", " --checkpoint b.safetensors"),
+    ],
 )
 def test_a_run_is_described_by_its_command_its_steps_its_time_and_its_settings(
     tmp_path: Path, given: str, option: str
@@ -50,7 +56,9 @@ def test_a_run_is_described_by_its_command_its_steps_its_time_and_its_settings(
     lines: list[dict[str, Any]] = [{"step": 20, "seconds": 36.0}, {"step": 40, "seconds": 54.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = {"seed": 3, "loop": {"steps": 60}, "simulation": {"clicks": 1}}
-    (tmp_path / "finetune.json").write_text(json.dumps({"data": "scenes", "checkpoint": given, "config": config}))
+    (tmp_path / "finetune.json").write_text(
+        json.dumps({"data": "scenes", "checkpoint": given.format(run=tmp_path.name), "config": config})
+    )
     assert small.describe_run(tmp_path) == {
         "command": f"python -m sam_jax.train.small train {tmp_path.name}{option} --steps 60 --clicks 1 --seed 3",
         "steps": 40,
