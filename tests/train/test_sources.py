@@ -204,7 +204,5 @@ def test_embeddings_are_computed_once_and_read_back(tmp_path: Path) -> None:
     assert example.encoded is not None
     assert (example.encoded.input_size, example.encoded.original_size) == ((128, 128), (128, 128))
     np.testing.assert_array_equal(example.encoded.embedding, jax.numpy.full((2, 3, 4), scenes[1].image.mean()))
-    with pytest.raises(
-        ValueError, match=r"is 64 pixels high and 96 wide, but .* is of an image 128 pixels"
-    ):
+    with pytest.raises(ValueError, match=r"is 64 pixels high and 96 wide, but .* is of an image 128 pixels"):
         Embedded(DrawnScenes(3, size=(64, 96)), store)[1]
