@@ -27,6 +27,7 @@ TINY_VIT = TinyViTConfig(
     heads=(2, 3, 4),
     window_sizes=(3, 5, 4),
     stem_stride=1,
+    preprocessing="lite_medsam",
     out_width=64,
     image_size=(256, 256),
 )
