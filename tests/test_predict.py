@@ -69,7 +69,7 @@ def test_padding_changes_nothing(images: list[list[dict[str, Any]]]) -> None:
         assert (out.iou[i, len(row) :] == -jnp.inf).all()
         for j, prompt_set in enumerate(row):
             alone = one_by_one(embeddings[i], prompt_set)
-            assert difference(out.logits[i, j], alone.logits) < 1e-6
+            assert difference(out.logits[i, j], alone.logits) < 2e-6
             np.testing.assert_allclose(out.iou[i, j], alone.iou, atol=2e-6 * jnp.abs(alone.iou).max())
 
 

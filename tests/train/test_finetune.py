@@ -132,17 +132,17 @@ def test_a_short_run_makes_masks_of_other_images_better(folder: Path, plain: Non
     assert changed(folder / "base", result.model) <= decoder
     assert result.trained == sum(flat(folder / "base")[path].size for path in decoder)
 
-
-def test_the_result_says_where_it_comes_from(folder: Path) -> None:
-    found = Manifest.read(folder / "run" / "model").provenance
+    found = Manifest.read(result.model).provenance
     assert (found.family, found.licence, found.sha256) == ("sam", "Apache-2.0", None)
     assert found.source == "fine-tuned from small.pth"
 
 
 def test_a_folder_is_of_one_run(folder: Path) -> None:
+    data, base = str(folder / "data" / "coco.json"), str(folder / "base")
+    finetune_module._claim(folder / "claimed", data, base, CONFIG)
     other = dataclasses.replace(CONFIG, train="heads", objects=2)
     with pytest.raises(ValueError, match="has a run with another train, objects"):
-        finetune(str(folder / "data" / "coco.json"), str(folder / "base"), folder / "run", other)
+        finetune(data, base, folder / "claimed", other)
 
 
 def mean_of_all(
