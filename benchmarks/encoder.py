@@ -1,6 +1,6 @@
 """Time of one image through an image encoder, beside PyTorch's.
 
-    python -m benchmarks.encoder --model vit_b --repeats 5
+    PYTHONPATH=tests python -m benchmarks.encoder --model vit_b --repeats 5
 
 gives both sides the same random weights and the same image, runs them in turns, and prints JSON: medians and minima of
 seconds, and the largest difference of the two embeddings in root mean squares of PyTorch's. Compilation and a first run
