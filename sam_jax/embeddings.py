@@ -20,7 +20,7 @@ import tensorstore
 from jaxtyping import Float, Int
 
 from sam_jax.atomic import written_whole
-from sam_jax.errors import describe
+from sam_jax.errors import describe, in_words
 from sam_jax.manifest import Provenance
 from sam_jax.pixels import EncodedImage
 from sam_jax.predict import embeddings_of
@@ -141,16 +141,25 @@ class EmbeddingStore:
             array = tensorstore.open(self._array(folder, image), create=True).result()
             array.write(embedding.astype(self.dtype)).result()
 
-    def read(self, name: str) -> EncodedImage:
+    def read(self, name: str, original_size: Size | None = None) -> EncodedImage:
         """Return one image.
 
+        Args:
+          name: as it was written.
+          original_size: height and width of the image that is meant, if they are known.
+
         Raises:
-          ValueError: if it is not there, or is damaged.
+          ValueError: if it is not there, is damaged, or is of an image of another size.
         """
         batch = self.read_many([name])
         (height, width), (original_height, original_width) = batch.input_sizes[0], batch.original_sizes[0]
-        sizes = (int(height), int(width)), (int(original_height), int(original_width))
-        return EncodedImage(batch.embeddings[0], *sizes)
+        there = int(original_height), int(original_width)
+        if original_size not in (None, there):
+            raise ValueError(
+                f"{name} is {in_words(original_size)}, but the embedding of that name in {self.path} is of an image "
+                f"{in_words(there)}."
+            )
+        return EncodedImage(batch.embeddings[0], (int(height), int(width)), there)
 
     def read_many(self, names: Sequence[str]) -> EmbeddingBatch:
         """Return several images, read side by side.

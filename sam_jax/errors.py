@@ -13,3 +13,8 @@ def describe(value: Any) -> str:
         return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def in_words(size: tuple[int, int]) -> str:
+    """Return the height and width of an image for an error message."""
+    return f"{size[0]} pixels high and {size[1]} wide"

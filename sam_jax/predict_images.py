@@ -150,12 +150,7 @@ def read_from(path: Path) -> Encode:
     store = EmbeddingStore.open(path)
 
     def read(file: Path, pixels: np.ndarray) -> EncodedImage:
-        image = store.read(file.name)
-        if image.original_size != pixels.shape[:2]:
-            raise ValueError(
-                f"its size is {pixels.shape[:2]}, but the embedding in {path} is of an image of {image.original_size}."
-            )
-        return image
+        return store.read(file.name, pixels.shape[:2])
 
     return read
 

@@ -130,6 +130,13 @@ def test_missing_images_are_named(store):
         store.read_many(["b.jpg", "a", "c.jpg"])
 
 
+def test_an_image_of_another_size_is_another_image(store):
+    store.write("a.jpg", image(1))
+    assert store.read("a.jpg", (590, 900)).original_size == (590, 900)
+    with pytest.raises(ValueError, match=r"a\.jpg is 900 pixels high and 590 wide, .* 590 pixels high and 900 wide"):
+        store.read("a.jpg", (900, 590))
+
+
 def test_a_store_is_of_one_encoder(store):
     with pytest.raises(ValueError, match=r"another provenance: .*ec2df62732614e57"):
         create(store.path, provenance=Provenance("sam", "other.pth", "0", None))

@@ -240,7 +240,7 @@ def test_an_embedding_of_another_image_is_refused(run, photo, tmp_path):
     assert run("embed", photo, "-o", tmp_path / "store")[0] == 0
     Image.open(photo).resize((50, 50)).save(photo)
     code, said = run("predict", photo, *CLICK, "-o", tmp_path / "out", "--embeddings", tmp_path / "store")
-    assert (code, "its size is (50, 50), but the embedding" in said) == (1, True)
+    assert (code, "photo.png is 50 pixels high and 50 wide, but the embedding" in said) == (1, True)
 
 
 def test_a_second_run_finds_the_programs_of_the_first(checkpoint, photo, tmp_path):

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from sam_jax.errors import describe
+from sam_jax.errors import describe, in_words
 from sam_jax.preprocess import read_image
 from sam_jax.resize import Size
-from sam_jax.train.examples import Example, file_size, in_words
+from sam_jax.train.examples import Example, file_size
 
 
 class CocoImages:

@@ -62,8 +62,3 @@ def file_size(path: Path) -> Size:
             return (image.width, image.height) if turned else (image.height, image.width)
     except OSError as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from None
-
-
-def in_words(size: Size) -> str:
-    """Return a size for an error message."""
-    return f"{size[0]} pixels high and {size[1]} wide"

@@ -13,11 +13,12 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from sam_jax.embeddings import EmbeddingStore
+from sam_jax.errors import in_words
 from sam_jax.pixels import EncodedImage
 from sam_jax.preprocess import read_image
 from sam_jax.resize import Size
 from sam_jax.train.coco import CocoImages
-from sam_jax.train.examples import Example, Source, file_size, in_words
+from sam_jax.train.examples import Example, Source, file_size
 from sam_jax.train.scenes import HELD_OUT_SEEDS, draw_scene
 from sam_jax.train.shapes import TRAINING_CLASSES
 
@@ -135,13 +136,7 @@ class Embedded:
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
-        encoded = self.store.read(example.name)
-        if encoded.original_size != example.original_size:
-            raise ValueError(
-                f"{example.name} is {in_words(example.original_size)}, but the embedding of that name in "
-                f"{self.store.path} is of an image {in_words(encoded.original_size)}."
-            )
-        return dataclasses.replace(example, encoded=encoded)
+        return dataclasses.replace(example, encoded=self.store.read(example.name, example.original_size))
 
 
 class Encoded:
