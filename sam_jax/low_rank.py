@@ -245,7 +245,7 @@ def normalised(image: LowRankTokens, tables: UpdateTables, norm: Params, epsilon
     rows = image.rows - image.rows.mean(-1, keepdims=True)
     gain = image.gains()
     gram = unfused(product("rc,sc->rs", rows, rows) / rows.shape[-1])
-    mixed = gram @ image.factors + gain * overlaps(image, tables)
+    mixed = unfused(gram @ image.factors) + gain * overlaps(image, tables)
     variance = (image.factors * mixed).sum(0) + gain**2 * tables.energy
     inverse = lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
     factors = jnp.concatenate([image.factors * inverse, jnp.ones_like(inverse)[None]])

@@ -24,7 +24,7 @@ Images = Float[AnyArray, "... h w c"] | ImageState
 Path = Literal["auto", "plain", "absorbed", "low_rank"]
 """How to decode: the Flax modules as they are, or one of the two forms that need fewer operations for the same sum."""
 
-LOW_RANK_TOKENS = 9
+LOW_RANK_TOKENS = 24
 """Up to how many tokens of a prompt set the low-rank form pays."""
 
 
