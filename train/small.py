@@ -1,7 +1,8 @@
 """The small SAM that the package ships: its settings, its training on drawn scenes, and the file that it ends as.
 
-python -m sam_jax.train.small train RUN     # again, after it was stopped: it goes on where it was
-python -m sam_jax.train.small ship RUN      # sam_jax/data/small.safetensors and small.json
+python -m sam_jax.train.small train RUN             # again, after it was stopped: it goes on where it was
+python -m sam_jax.train.small resize RUN/model NEW  # to larger images, to go on with: train RUN2 --checkpoint NEW
+python -m sam_jax.train.small ship RUN RUN2         # sam_jax/data/small.safetensors and small.json
 """
 
 import dataclasses
@@ -16,10 +17,10 @@ import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sam_jax import conversion
-from sam_jax.checkpoints import save
+from sam_jax.checkpoints import load, load_encoder, save
 from sam_jax.config import SamConfig
 from sam_jax.encoder_config import ViTConfig
-from sam_jax.image_encoder import ImageEncoder
+from sam_jax.image_encoder import ImageEncoder, resize_positions
 from sam_jax.manifest import Provenance
 from sam_jax.model import Sam, Variables
 from sam_jax.train import evaluate_command
@@ -29,6 +30,9 @@ from sam_jax.train.loop import read_metrics
 from sam_jax.train.report import MEANS_AFTER
 
 IMAGE_SIZE = (128, 128)
+"""What training begins with: a step takes a quarter of the time of one with `LARGER`."""
+LARGER = 256
+"""Side in pixels of the images that training goes on with, whose details are twice as many tokens long."""
 
 ENCODER = ViTConfig(
     width=96, depth=5, heads=3, patch_size=8, window_size=8, global_blocks=(2, 4), out_width=64, image_size=IMAGE_SIZE
@@ -99,6 +103,24 @@ def start(folder: Path, seed: int = 0) -> None:
     encoder_variables["params"]["position_embedding"] = 0.02 * jax.random.normal(of_positions, positions.shape)
     provenance = Provenance(source=f"random numbers of seed {seed}")
     save(folder, model, variables, encoder, encoder_variables, provenance=provenance)
+
+
+def resize(
+    checkpoint: Annotated[str, tyro.conf.Positional], out: Annotated[Path, tyro.conf.Positional], side: int = LARGER
+) -> None:
+    """Write a checkpoint for square images of another size: its positions interpolated, all else as it is.
+
+    Args:
+      checkpoint: with a ViT; what `sam_jax.load` takes.
+      out: the folder to make.
+      side: of the images, in pixels.
+    """
+    (model, variables), (encoder, encoder_variables) = load(checkpoint), load_encoder(checkpoint)
+    new = dataclasses.replace(encoder.config, image_size=(side, side))
+    params = resize_positions(encoder_variables["params"], encoder.config, new)
+    decoder = dataclasses.replace(model.config, image_size=new.image_size, grid_size=new.grid_size)
+    provenance = Provenance(source=f"{Path(checkpoint).name}, resized to {side} pixels")
+    save(out, Sam(decoder), variables, ImageEncoder(new), {"params": params}, provenance=provenance)
 
 
 def _looking_at_places(variables: Variables) -> Variables:
@@ -176,4 +198,4 @@ def describe_run(run: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"train": train, "ship": ship})
+    tyro.extras.subcommand_cli_from_dict({"train": train, "resize": resize, "ship": ship})

@@ -1,5 +1,6 @@
 """The small SAM that is trained on drawn scenes: its beginning, and what is said about its training."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import sam_jax
 from sam_jax.checkpoints import load_encoder
@@ -39,6 +41,27 @@ def test_the_encoder_begins_with_embeddings_that_differ_from_place_to_place(fold
     positions = np.asarray(variables["params"]["position_embedding"]).reshape(-1, small.ENCODER.width)
     assert len(np.unique(positions.round(6), axis=0)) == len(positions)
     assert positions.std() == pytest.approx(0.02, rel=0.05)
+
+
+def test_for_larger_images_positions_alone_change(folder: Path, tmp_path: Path) -> None:
+    small.resize(str(folder), tmp_path / "larger")
+    (model, variables), (larger_model, larger_variables) = sam_jax.load(folder), sam_jax.load(tmp_path / "larger")
+    (encoder, of_encoder), (larger, of_larger) = load_encoder(folder), load_encoder(tmp_path / "larger")
+    assert (larger.config.image_size, larger_model.config.image_size) == ((256, 256),) * 2
+    assert larger_model.config.grid_size == larger.config.grid_size == (32, 32)
+    assert dataclasses.replace(larger_model.config, image_size=(128, 128), grid_size=(16, 16)) == model.config
+    jax.tree.map(np.testing.assert_array_equal, variables, larger_variables)
+    before, after = (flatten_dict(x["params"], sep="/") for x in (of_encoder, of_larger))
+    changed = {path for path in before if not np.array_equal(before[path], after[path])}
+    in_global = {f"block_{i}/attention/relative_{axis}" for i in (2, 4) for axis in ("height", "width")}
+    # The relative positions begin as zeros: their number alone shows that there are new ones.
+    assert changed == {"position_embedding", *in_global}
+    # Each position lies between four new ones, and is their mean but for its own neighbours.
+    x = after["position_embedding"]
+    fine = (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
+    assert np.corrcoef(fine.ravel(), before["position_embedding"].ravel())[0, 1] > 0.9
+    assert jax.eval_shape(larger.apply, of_larger, jnp.zeros((256, 256, 3))).shape == (32, 32, model.config.width)
+    assert encoder.config == dataclasses.replace(larger.config, image_size=(128, 128))
 
 
 @pytest.mark.parametrize(
