@@ -114,8 +114,13 @@ def resize(
       checkpoint: with a ViT; what `sam_jax.load` takes.
       out: the folder to make.
       side: of the images, in pixels.
+
+    Raises:
+      ValueError: for another image encoder than a ViT.
     """
     (model, variables), (encoder, encoder_variables) = load(checkpoint), load_encoder(checkpoint)
+    if not isinstance(encoder.config, ViTConfig):
+        raise ValueError(f"{checkpoint} must have a ViT as its image encoder; its settings are {encoder.config}.")
     new = dataclasses.replace(encoder.config, image_size=(side, side))
     params = resize_positions(encoder_variables["params"], encoder.config, new)
     decoder = dataclasses.replace(model.config, image_size=new.image_size, grid_size=new.grid_size)

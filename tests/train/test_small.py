@@ -13,6 +13,8 @@ from flax.traverse_util import flatten_dict
 
 import sam_jax
 from sam_jax.checkpoints import load_encoder
+from sam_jax.encoder_config import TinyViTConfig
+from sam_jax.tiny_vit import TinyViT
 from sam_jax.train import small
 
 MOST_BYTES = 4_000_000
@@ -62,6 +64,15 @@ def test_for_larger_images_positions_alone_change(folder: Path, tmp_path: Path) 
     assert np.corrcoef(fine.ravel(), before["position_embedding"].ravel())[0, 1] > 0.9
     assert jax.eval_shape(larger.apply, of_larger, jnp.zeros((256, 256, 3))).shape == (32, 32, model.config.width)
     assert encoder.config == dataclasses.replace(larger.config, image_size=(128, 128))
+
+
+def test_another_encoder_than_a_vit_has_no_positions_to_interpolate(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small, "load_encoder", lambda path: (TinyViT(TinyViTConfig()), {}))
+    with pytest.raises(ValueError, match=r"start must have a ViT as its image encoder; .*TinyViTConfig\("):
+        small.resize(str(folder), tmp_path / "larger")
+    assert not (tmp_path / "larger").exists()
 
 
 @pytest.mark.parametrize(
