@@ -37,7 +37,7 @@ LARGER = 256
 ENCODER = ViTConfig(
     width=96, depth=5, heads=3, patch_size=8, window_size=8, global_blocks=(2, 4), out_width=64, image_size=IMAGE_SIZE
 )
-"""The image encoder: a ViT whose windows are quarters of the image."""
+"""The image encoder: a ViT whose windows are quarters of the first images, and a sixteenth of the larger ones."""
 DECODER = SamConfig(
     width=64, heads=4, mlp_width=256, iou_head_width=64, image_size=IMAGE_SIZE, grid_size=ENCODER.grid_size
 )
