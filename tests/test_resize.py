@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.resize import input_size_for, mask_to_prompt, resize_masks, to_input_frame, to_original_image
+from sam_jax.resize import enlarge, input_size_for, mask_to_prompt, resize_masks, to_input_frame, to_original_image
 
 
 def bilinear(target: int, source: int) -> np.ndarray:
@@ -109,6 +109,13 @@ def test_masks_are_the_two_steps_in_one(image_size, original_size, rng):
         jnp.asarray(logits), input_size=input_size, original_size=original_size, image_size=image_size
     )
     np.testing.assert_allclose(result, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (32, 48), (16, 24)])
+def test_enlarged_logits_are_bilinear_between_them(size, rng):
+    logits = rng(2, 3, 16, 24)
+    expected = [[in_two_steps(one, size, size, size) for one in of_object] for of_object in logits]
+    np.testing.assert_allclose(enlarge(logits, size), expected, atol=1e-5)
 
 
 def test_axes_in_front_stay(rng):

@@ -139,6 +139,9 @@ class FinetuneConfig:
       workers: processes that make batches; 0 for threads of this one.
       embeddings: a store that sam-jax embed made with the checkpoint, for an encoder that does not train; images that
         it does not have are added. By default the run's folder gets one.
+      target_scale: pixels of a target along each side of a low-res pixel; losses and simulated prompts go by them. With
+        1, a step takes least time and memory. With 4, they are those of SAM's input frame: edges come out finer than a
+        low-res pixel.
       loss: weights of the loss.
       simulation: the simulated user.
       optimizer: settings of the optimizer.
@@ -155,10 +158,15 @@ class FinetuneConfig:
     mask_outputs: int | None = None
     workers: int = 0
     embeddings: str | None = None
+    target_scale: int = 1
     loss: LossConfig = LossConfig()
     simulation: Simulation = Simulation()
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig()
+
+    def __post_init__(self) -> None:
+        if self.target_scale < 1:
+            raise ValueError(f"target_scale must be 1 or more, got {self.target_scale}.")
 
     def to_json(self) -> str:
         """Return the settings as a JSON object."""

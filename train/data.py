@@ -1,7 +1,7 @@
 """Batches of images and objects: deterministic, split over processes, resumable.
 
-Targets are as large as the low-res logits. Each of their pixels is the *share* of what it covers that the object has,
-so that a loss moves the logits' zero crossing to where the edge is between pixels; 0.5 and more is in the object.
+Targets are as large as the low-res logits, or a whole number of times as large, up to the input frame's pixels and
+beyond. Each of their pixels is the *share* of what it covers that the object has; 0.5 and more is in the object.
 """
 
 import functools
@@ -28,16 +28,16 @@ class Batch:
     Attributes:
       images: padded input frames, normalised; None where there are embeddings.
       embeddings: of the images, channels last; None where the encoder is to run.
-      targets: share of each low-res pixel that is in the object; of the part of it that is in the image.
-      weight: share of each low-res pixel that is in the image: 0 on padding.
-      valid: False for an object that exists only to fill up the number, or is too small to be seen at low resolution.
+      targets: share of each pixel that is in the object; of the part of it that is in the image.
+      weight: share of each pixel that is in the image: 0 on padding.
+      valid: False for an object that exists only to fill up the number, or is too small to fill half a pixel.
       input_size: height and width of the resized image in its frame.
     """
 
     images: Float[AnyArray, "*b fh fw 3"] | None
     embeddings: Float[AnyArray, "*b h w c"] | None
-    targets: Float[AnyArray, "*b o my mx"]
-    weight: Float[AnyArray, "*b my mx"]
+    targets: Float[AnyArray, "*b o ty tx"]
+    weight: Float[AnyArray, "*b ty tx"]
     valid: Bool[AnyArray, "*b o"]
     input_size: Int[AnyArray, "*b 2"]
 
@@ -51,6 +51,7 @@ def batches(
     seed: int = 0,
     workers: int = 0,
     preprocessing: Preprocessing = "sam",
+    target_scale: int = 1,
     process: int | None = None,
     processes: int | None = None,
 ) -> "grain.DatasetIterator[Batch]":
@@ -68,6 +69,7 @@ def batches(
       seed: of the order and the choices.
       workers: processes that make batches; 0 for threads of this one. End them with the iterator's `close`.
       preprocessing: that of the encoder which is to run (`encoder.config.preprocessing`).
+      target_scale: how many pixels of a target a low-res pixel has along each side.
       process: the number of this process; JAX's by default.
       processes: how many there are; JAX's by default.
 
@@ -83,7 +85,9 @@ def batches(
         )
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     dataset = dataset.random_map(
-        functools.partial(make_item, config=config, objects=objects, preprocessing=preprocessing)
+        functools.partial(
+            make_item, config=config, objects=objects, preprocessing=preprocessing, target_scale=target_scale
+        )
     )
     # Split after everything random, which goes by an item's number among all.
     dataset = dataset.slice(slice(process, None, processes)).batch(images // processes, drop_remainder=True)
@@ -103,6 +107,7 @@ def make_item(
     config: SamConfig,
     objects: int,
     preprocessing: Preprocessing = "sam",
+    target_scale: int = 1,
 ) -> Batch:
     """Return one image of a batch, its arrays without the image axis.
 
@@ -112,6 +117,7 @@ def make_item(
       config: settings of the decoder.
       objects: how many objects to take.
       preprocessing: of an image that is not encoded.
+      target_scale: as in `batches`.
     """
     number = len(example.masks)
     chosen = example.masks[rng.choice(number, min(objects, number), replace=False)]
@@ -120,8 +126,8 @@ def make_item(
         frame, input_size = prepare(example.image, config.image_size, preprocessing)
     else:
         embedding, input_size = np.asarray(example.encoded.embedding, np.float32), example.encoded.input_size
-    found, weight = low_res_targets(chosen, input_size, config)
-    targets = np.zeros((objects, *config.mask_size), np.float32)
+    found, weight = make_targets(chosen, input_size, config, target_scale)
+    targets = np.zeros((objects, *weight.shape), np.float32)
     targets[: len(chosen)] = found
     return Batch(
         images=frame,
@@ -133,18 +139,20 @@ def make_item(
     )
 
 
-def low_res_targets(
-    masks: Bool[np.ndarray, "n height width"], input_size: Size, config: SamConfig
-) -> tuple[Float[np.ndarray, "n my mx"], Float[np.ndarray, "my mx"]]:
+def make_targets(
+    masks: Bool[np.ndarray, "n height width"], input_size: Size, config: SamConfig, scale: int = 1
+) -> tuple[Float[np.ndarray, "n ty tx"], Float[np.ndarray, "ty tx"]]:
     """Return the targets of masks and their pixels' weight, resized and padded as the image is.
 
     Args:
       masks: at the original size.
       input_size: height and width of the resized image, before padding.
       config: settings of the decoder.
+      scale: pixels of a target along each side of a low-res pixel.
     """
     rows, columns = (
-        coverage(*sizes) for sizes in zip(config.mask_size, config.image_size, input_size, masks.shape[1:], strict=True)
+        coverage(scale * low, *sizes)
+        for low, *sizes in zip(config.mask_size, config.image_size, input_size, masks.shape[1:], strict=True)
     )
     weight = rows.sum(1)[:, None] * columns.sum(1)
     return rows @ masks.astype(np.float32) @ columns.T / np.where(weight > 0, weight, 1), weight

@@ -129,6 +129,7 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
         seed=config.seed,
         workers=config.workers,
         preprocessing=encoder.config.preprocessing,
+        target_scale=config.target_scale,
     )
     with contextlib.closing(stream):
         state = train(out, state, step, stream, config.loop)

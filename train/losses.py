@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from sam_jax.model import MaskPrediction
 from sam_jax.prompts import AnyArray
+from sam_jax.resize import enlarge
 from sam_jax.train.config import LossConfig
 from sam_jax.train.metrics import mask_iou
 
@@ -81,8 +82,8 @@ def dice_loss(
 
 def object_losses(
     prediction: MaskPrediction,
-    targets: Float[AnyArray, "*batch my mx"],
-    weight: Float[AnyArray, "*#batch my mx"],
+    targets: Float[AnyArray, "*batch ty tx"],
+    weight: Float[AnyArray, "*#batch ty tx"],
     *,
     ambiguous: bool,
     config: LossConfig = LossConfig(),  # noqa: B008 - frozen
@@ -92,9 +93,12 @@ def object_losses(
     An ambiguous prompt has three masks: the one of the lowest loss alone is taught, so that the others may mean
     something else, while all three scores learn how good their masks are. With several prompts, mask 0 alone counts.
 
+    Logits are brought to the targets' resolution. The dice loss makes them say yes or no to each pixel: where that is a
+    low-res one, edges end up between low-res pixels, and where it is one of the input frame, they are as fine.
+
     Args:
       prediction: what the decoder made of the objects' prompts.
-      targets: the objects.
+      targets: the objects, at the logits' resolution or a finer one.
       weight: of each pixel.
       ambiguous: whether each object was asked for with a single prompt.
       config: weights of the terms.
@@ -103,7 +107,7 @@ def object_losses(
       `focal`, `dice` and `iou`, without their weights, and `overlap`: the IoU of the mask of the highest score.
     """
     chosen = slice(1, None) if ambiguous else slice(0, 1)
-    logits, scores = prediction.logits[..., chosen, :, :], prediction.iou[..., chosen]
+    logits, scores = enlarge(prediction.logits[..., chosen, :, :], targets.shape[-2:]), prediction.iou[..., chosen]
     scores = jnp.where(prediction.valid[..., None], scores, 0)  # minus infinity where the object is padding
     targets, weight = targets[..., None, :, :].astype(logits.dtype), weight[..., None, :, :].astype(logits.dtype)
     focal = focal_loss(logits, targets, weight, size_aware=config.size_aware)

@@ -1,8 +1,8 @@
 """A simulated user: a first prompt, then clicks where the last mask is wrong, all on the device.
 
 Each sampler is written for one object; `vmap` adds the axes [image, object]. Shapes are static: every round has its own
-slot for a click, and slots that are not used stay empty. Pixels are those of the low-res logits, points are (x, y) in
-the input frame. Clicks are uniform over a region, as SAM's training has them (arXiv 2304.02643, appendix A), whereas
+slot for a click, and slots that are not used stay empty. Pixels are those of the targets, points are (x, y) in the
+input frame. Clicks are uniform over a region, as SAM's training has them (arXiv 2304.02643, appendix A), whereas
 the protocols of evaluation click in the middle.
 """
 
@@ -23,6 +23,7 @@ from sam_jax.prompts import (
     AnyArray,
     Prompts,
 )
+from sam_jax.resize import enlarge
 from sam_jax.select import mask_boxes
 from sam_jax.train.config import Simulation
 
@@ -30,7 +31,7 @@ FIRST_TOKENS = 2
 """Tokens of a first prompt: a click and "not a point", or two corners."""
 
 
-def uniform_pixel(key: Key[Array, ""], region: Bool[Array, "my mx"]) -> Int[Array, " 2"]:
+def uniform_pixel(key: Key[Array, ""], region: Bool[Array, "ty tx"]) -> Int[Array, " 2"]:
     """Return a pixel (x, y) of a region, each with the same chance; (0, 0) of an empty region.
 
     One number is drawn and counted off: along the rows, then within the row.
@@ -43,15 +44,15 @@ def uniform_pixel(key: Key[Array, ""], region: Bool[Array, "my mx"]) -> Int[Arra
     return jnp.stack([x, y])
 
 
-def point_in_pixel(key: Key[Array, ""], pixel: Int[Array, " 2"], config: SamConfig) -> Float[Array, " 2"]:
-    """Return a point of the input frame, uniform over what a low-res pixel covers."""
+def point_in_pixel(key: Key[Array, ""], pixel: Int[Array, " 2"], stride: Float[Array, " 2"]) -> Float[Array, " 2"]:
+    """Return a point of the input frame, uniform over what a pixel covers, which is `stride` wide and high."""
     # Pixels have their centres at whole coordinates: the first begins at -0.5.
-    return (pixel + jax.random.uniform(key, (2,))) * _stride(config) - 0.5
+    return (pixel + jax.random.uniform(key, (2,))) * stride - 0.5
 
 
 def jittered_box(
     key: Key[Array, ""],
-    target: Bool[Array, "my mx"],
+    target: Bool[Array, "ty tx"],
     input_size: Int[Array, " 2"],
     config: SamConfig,
     simulation: Simulation = Simulation(),  # noqa: B008 - frozen
@@ -66,7 +67,8 @@ def jittered_box(
       simulation: how much noise.
     """
     first, last = mask_boxes(target).reshape(2, 2)
-    corners = jnp.stack([first * _stride(config), (last + 1) * _stride(config) - 1])
+    stride = _stride(target, config)
+    corners = jnp.stack([first * stride, (last + 1) * stride - 1])
     limit = simulation.box_noise_limit * max(config.image_size)
     noise = jax.random.normal(key, (2, 2)) * simulation.box_noise * (corners[1] - corners[0] + 1)
     moved = jnp.clip(corners + jnp.clip(noise, -limit, limit), 0, input_size[::-1] - 1)
@@ -75,9 +77,9 @@ def jittered_box(
 
 def error_click(
     key: Key[Array, ""],
-    target: Bool[Array, "my mx"],
-    mask: Bool[Array, "my mx"],
-    inside: Bool[Array, "my mx"],
+    target: Bool[Array, "ty tx"],
+    mask: Bool[Array, "ty tx"],
+    inside: Bool[Array, "ty tx"],
     config: SamConfig,
 ) -> tuple[Float[Array, " 2"], Int[Array, ""]]:
     """Return a click where the mask is wrong: foreground where the object is missed, background where it is exceeded.
@@ -94,12 +96,12 @@ def error_click(
     of_pixel, within = jax.random.split(key)
     wrong = (target != mask) & inside
     x, y = pixel = uniform_pixel(of_pixel, jnp.where(wrong.any(), wrong, target))
-    return point_in_pixel(within, pixel, config), jnp.where(target[y, x], FOREGROUND, BACKGROUND)
+    return point_in_pixel(within, pixel, _stride(target, config)), jnp.where(target[y, x], FOREGROUND, BACKGROUND)
 
 
 def first_prompt(
     key: Key[Array, ""],
-    target: Bool[Array, "my mx"],
+    target: Bool[Array, "ty tx"],
     input_size: Int[Array, " 2"],
     config: SamConfig,
     simulation: Simulation = Simulation(),  # noqa: B008 - frozen
@@ -120,7 +122,7 @@ def first_prompt(
 
 def start(
     keys: Key[Array, "b o"],
-    targets: Bool[Array, "b o my mx"],
+    targets: Bool[Array, "b o ty tx"],
     valid: Bool[AnyArray, "b o"],
     input_size: Int[AnyArray, "b 2"],
     config: SamConfig,
@@ -159,8 +161,8 @@ def next_prompts(
     index: Int[Array, ""],
     prompts: Prompts,
     logits: Float[Array, "b o my mx"],
-    targets: Bool[Array, "b o my mx"],
-    inside: Bool[Array, "b my mx"],
+    targets: Bool[Array, "b o ty tx"],
+    inside: Bool[Array, "b ty tx"],
     config: SamConfig,
     simulation: Simulation,
 ) -> Prompts:
@@ -181,7 +183,8 @@ def next_prompts(
         point, label = error_click(jax.random.fold_in(key, index), target, mask, inside, config)
         return point, jnp.where(has_click(key, index, simulation), label, EMPTY)
 
-    points, labels = jax.vmap(jax.vmap(click, (0, 0, 0, None)))(keys, targets, logits > 0, inside)
+    masks = enlarge(logits, targets.shape[-2:]) > 0
+    points, labels = jax.vmap(jax.vmap(click, (0, 0, 0, None)))(keys, targets, masks, inside)
     slot = FIRST_TOKENS - 1 + index
     return dataclasses.replace(
         prompts,
@@ -203,7 +206,7 @@ def has_click(key: Key[Array, ""], index: Int[Array, ""] | int, simulation: Simu
     return jnp.logical_and(index != pause, index != simulation.rounds - 1)
 
 
-def _stride(config: SamConfig) -> Float[Array, " 2"]:
-    """Width and height in the input frame of a low-res pixel."""
-    (height, width), (my, mx) = config.image_size, config.mask_size
-    return jnp.array([width / mx, height / my])
+def _stride(target: Bool[Array, "ty tx"], config: SamConfig) -> Float[Array, " 2"]:
+    """Width and height in the input frame of a target's pixel."""
+    (height, width), (ty, tx) = config.image_size, target.shape
+    return jnp.array([width / tx, height / ty])

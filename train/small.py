@@ -47,6 +47,7 @@ TRAINING = FinetuneConfig(
     train="everything",
     batch=8,
     objects=6,
+    target_scale=2,
     loss=LossConfig(focal=2.0, size_aware=False),
     simulation=Simulation(clicks=1, refinements=False),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup=100, weight_decay=0.05, average=0.99),

@@ -10,7 +10,7 @@ from sam_jax import mask_to_prompt
 from sam_jax.config import TINY
 from sam_jax.pixels import EncodedImage
 from sam_jax.preprocess import prepare
-from sam_jax.train.data import Batch, batches, low_res_targets, make_item
+from sam_jax.train.data import Batch, batches, make_item, make_targets
 from sam_jax.train.examples import Example
 from sam_jax.train.sources import DrawnScenes
 
@@ -35,6 +35,8 @@ def test_shapes_and_types() -> None:
     assert (batch.valid.shape, batch.valid.dtype) == ((2, 3), bool)
     np.testing.assert_array_equal(batch.input_size, [[85, 128]] * 2)
     assert batch.embeddings is None
+    (finer,) = take(1, target_scale=2)
+    assert (finer.targets.shape, finer.weight.shape) == ((2, 3, 64, 64), (2, 64, 64))
 
 
 def test_padding_has_no_weight_and_no_target() -> None:
@@ -50,12 +52,30 @@ def test_padding_has_no_weight_and_no_target() -> None:
 def test_targets_are_the_share_of_each_pixel() -> None:
     masks = np.zeros((2, 64, 128), bool)
     masks[0, 4:8, 8:14], masks[1] = True, True
-    targets, weight = low_res_targets(masks, (64, 128), TINY)
+    targets, weight = make_targets(masks, (64, 128), TINY)
     wanted = np.zeros((32, 32))
     wanted[1, 2:4] = 1, 0.5
     np.testing.assert_array_equal(targets[0], wanted)
     np.testing.assert_array_equal(targets[1], weight)
     np.testing.assert_array_equal(weight.sum(), 16 * 32)
+
+
+def test_targets_at_the_frame_s_resolution_are_the_masks() -> None:
+    masks = np.random.default_rng(0).random((2, 64, 128)) < 0.5
+    targets, weight = make_targets(masks, (64, 128), TINY, 4)
+    np.testing.assert_array_equal(targets[:, :64], masks)
+    np.testing.assert_array_equal(weight, np.arange(128)[:, None] < 64 * np.ones((1, 128)))
+    assert not targets[:, 64:].any()
+
+
+@pytest.mark.parametrize("size", [(100, 77), (37, 128), (300, 210)])
+def test_a_coarser_target_is_the_mean_of_finer_ones(size: tuple[int, int]) -> None:
+    masks = np.random.default_rng(0).random((2, *size)) < 0.5
+    input_size = prepare(np.zeros((*size, 3), np.uint8), TINY.image_size, "sam")[1]
+    (coarse, low), (fine, high) = (make_targets(masks, input_size, TINY, scale) for scale in (1, 2))
+    mean = (fine * high).reshape(2, 32, 2, 32, 2).mean((2, 4))
+    np.testing.assert_allclose(high.reshape(32, 2, 32, 2).mean((1, 3)), low, atol=1e-6)
+    np.testing.assert_allclose(coarse * low, mean, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(100, 77), (37, 128), (300, 210)])
@@ -71,7 +91,7 @@ def test_targets_agree_with_mask_prompts(size: tuple[int, int]) -> None:
 
 
 def test_an_object_that_fills_the_image_has_every_weighted_pixel() -> None:
-    targets, weight = low_res_targets(np.ones((1, 100, 77), bool), (128, 99), TINY)
+    targets, weight = make_targets(np.ones((1, 100, 77), bool), (128, 99), TINY)
     np.testing.assert_allclose(targets[0], weight > 0, atol=1e-6)
 
 

@@ -161,7 +161,7 @@ def test_the_command_trains_everything_with_more_masks_on_two_devices(
     monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
     monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)  # compiles another evaluation
     settings = dataclasses.replace(
-        CONFIG, train="everything", mask_outputs=4, batch=2, objects=1, loop=LoopConfig(2, 1, 2)
+        CONFIG, train="everything", mask_outputs=4, batch=2, objects=1, target_scale=2, loop=LoopConfig(2, 1, 2)
     )
     mesh = finetune_module._mesh(settings)
     assert mesh is not None

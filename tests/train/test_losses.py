@@ -3,11 +3,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from sam_jax.model import MaskPrediction
+from sam_jax.resize import resize_masks
 from sam_jax.train.config import LossConfig
 from sam_jax.train.losses import dice_loss, focal_loss, focal_map, iou_weight_at, object_losses, total_loss
+from sam_jax.train.metrics import mask_iou
 
 ONES = np.ones((1, 2))
 PLAIN = LossConfig(size_aware=False)
@@ -101,6 +104,36 @@ def test_an_ambiguous_prompt_teaches_its_best_mask_alone_and_all_three_scores():
     np.testing.assert_allclose(terms["iou"], [(0.2**2 + 0.5**2 + 0.1**2) / 3], rtol=1e-6)
     np.testing.assert_allclose(of_scores, [[0, 2 * 0.2 / 3, -2 * 0.5 / 3, 2 * 0.1 / 3]], rtol=1e-5)
     np.testing.assert_allclose(terms["overlap"], [0.5])  # of mask 3, whose score is the highest
+
+
+def test_a_finer_target_teaches_where_the_edge_is_between_low_res_pixels():
+    """Logits of a disc, learned by themselves, give that disc at full resolution; by low-res targets they do not."""
+    rows, columns = np.mgrid[:64, :64]
+    disc = np.hypot(rows - 30.3, columns - 33.1) < 5.5
+
+    def overlap(scale: int) -> float:
+        size = 16 * scale
+        target = disc.reshape(1, size, 64 // size, size, 64 // size).mean((2, 4))
+
+        def loss(logits):
+            out = prediction(logits, jnp.zeros((1, 4)))
+            terms = object_losses(out, target, np.ones((1, size, size)), ambiguous=False, config=LossConfig())
+            return 20 * terms["focal"].sum() + terms["dice"].sum()
+
+        optimizer = optax.adam(0.2)
+
+        def step(state, _):
+            logits, inner = state
+            updates, inner = optimizer.update(jax.grad(loss)(logits), inner)
+            return (optax.apply_updates(logits, updates), inner), None
+
+        logits = jnp.full((1, 4, 16, 16), -2.0)
+        (logits, _), _ = jax.jit(lambda state: jax.lax.scan(step, state, length=300))((logits, optimizer.init(logits)))
+        sizes = {"input_size": (64, 64), "original_size": (64, 64)}
+        return float(mask_iou(resize_masks(logits[0, 0], **sizes) > 0, disc))
+
+    assert overlap(1) < 0.9
+    assert overlap(4) > 0.97
 
 
 def test_several_prompts_teach_mask_0_alone():

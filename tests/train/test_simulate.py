@@ -56,7 +56,7 @@ def test_an_empty_region_has_the_first_pixel():
 
 
 def test_points_fill_their_pixel():
-    points = drawn(point_in_pixel, jnp.array([5, 2]), CONFIG)
+    points = drawn(point_in_pixel, jnp.array([5, 2]), jnp.array([4.0, 4.0]))
     assert (pixels(points) == [5, 2]).all()
     np.testing.assert_allclose(points.mean(0), [5 * 4 + 1.5, 2 * 4 + 1.5], atol=0.15)
     assert np.ptp(points, 0).min() > 3.9
@@ -66,6 +66,30 @@ def test_a_box_without_noise_goes_from_the_first_to_the_last_pixel():
     target = jnp.zeros((24, 24), bool).at[3:7, 10:11].set(True)
     box = jittered_box(KEYS[0], target, SIZE, CONFIG, Simulation(box_noise=0.0))
     assert box.tolist() == [40, 12, 43, 27]
+
+
+def test_prompts_are_as_fine_as_their_targets():
+    target = jnp.zeros((96, 96), bool).at[13:30, 41:44].set(True)  # pixels of the input frame
+    box = jittered_box(KEYS[0], target, SIZE, CONFIG, Simulation(box_noise=0.0))
+    assert box.tolist() == [41, 13, 43, 29]
+    points, _ = drawn(error_click, target, jnp.zeros_like(target), jnp.ones_like(target), CONFIG)
+    x, y = np.round(points).astype(int).T
+    assert np.asarray(target)[y, x].all()
+    assert set(x) == {41, 42, 43}
+
+
+def test_a_mask_is_wrong_where_it_is_at_the_targets_resolution():
+    """A low-res edge half a pixel off is seen in targets of twice the resolution."""
+    simulation, columns = Simulation(clicks=1, refinements=False), np.arange(48)
+    target = jnp.asarray(np.broadcast_to(columns < 25, (1, 1, 48, 48)))
+    logits = jnp.asarray(np.broadcast_to(np.where(np.arange(24) < 12, 1.0, -1.0), (1, 1, 24, 24)))
+    keys = jax.random.split(KEYS[0], (1, 1))
+    first = start(keys, target, np.ones((1, 1), bool), jnp.array([[96, 96]]), CONFIG, simulation)
+    prompts = with_slots(first, CONFIG, simulation)
+    after = next_prompts(keys, jnp.array(1), prompts, logits, target, jnp.ones((1, 48, 48), bool), CONFIG, simulation)
+    assert after.labels[0, 0, 2] == FOREGROUND
+    assert 24 * 2 <= after.coordinates[0, 0, 2, 0] + 0.5 < 25 * 2
+    np.testing.assert_array_equal(after.masks, logits)
 
 
 def test_a_box_s_noise_is_a_tenth_of_its_side():

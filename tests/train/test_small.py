@@ -36,6 +36,10 @@ def test_the_beginning_is_a_checkpoint_that_is_small_enough_to_ship(folder: Path
     assert all(bool(jnp.isfinite(x).all()) for x in leaves)
 
 
+def test_its_losses_are_at_the_images_resolution() -> None:
+    assert tuple(small.TRAINING.target_scale * side for side in small.DECODER.mask_size) == small.IMAGE_SIZE
+
+
 def test_the_encoder_begins_with_embeddings_that_differ_from_place_to_place(folder: Path) -> None:
     encoder, variables = load_encoder(folder)
     shapes = jax.eval_shape(encoder.apply, variables, jnp.zeros((*small.IMAGE_SIZE, 3)))
