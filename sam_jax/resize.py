@@ -110,7 +110,7 @@ def coverage(low: int, frame: int, size: int, original: int) -> Float[np.ndarray
     return (np.maximum(overlap, 0) / edges[1]).astype(np.float32)
 
 
-def enlarge(logits: Float[AnyArray, "*batch my mx"], size: Size) -> Float[Array, "*batch height width"]:
+def enlarge(logits: Float[AnyArray, "*batch my mx"], size: tuple[int, ...]) -> Float[Array, "*batch height width"]:
     """Return logits at a finer resolution, bilinear between them: at the input frame's, the official code's first step.
 
     Made for training: its gradient is a product of matrices. `resize_masks` goes on to the original size, and faster.
@@ -119,7 +119,7 @@ def enlarge(logits: Float[AnyArray, "*batch my mx"], size: Size) -> Float[Array,
       logits: low-res logits.
       size: height and width to bring them to; where they have it already, they are returned as they are.
     """
-    if logits.shape[-2:] == tuple(size):
+    if logits.shape[-2:] == size:
         return jnp.asarray(logits)
     return jax.image.resize(logits, (*logits.shape[:-2], *size), "bilinear")
 
