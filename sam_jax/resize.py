@@ -110,20 +110,6 @@ def coverage(low: int, frame: int, size: int, original: int) -> Float[np.ndarray
     return (np.maximum(overlap, 0) / edges[1]).astype(np.float32)
 
 
-def enlarge(logits: Float[AnyArray, "*batch my mx"], size: tuple[int, ...]) -> Float[Array, "*batch height width"]:
-    """Return logits at a finer resolution, bilinear between them: at the input frame's, the official code's first step.
-
-    Made for training: its gradient is a product of matrices. `resize_masks` goes on to the original size, and faster.
-
-    Args:
-      logits: low-res logits.
-      size: height and width to bring them to; where they have it already, they are returned as they are.
-    """
-    if logits.shape[-2:] == size:
-        return jnp.asarray(logits)
-    return jax.image.resize(logits, (*logits.shape[:-2], *size), "bilinear")
-
-
 def resize_masks(
     logits: Float[AnyArray, "*batch my mx"],
     *,
@@ -155,6 +141,20 @@ def resize_masks(
     wide = _widened(logits.astype(dtype), columns, column_weights.astype(dtype))
     taps = [row_weights[:, k, None].astype(dtype) * jnp.take(wide, rows[:, k], axis=-2) for k in range(3)]
     return taps[0] + taps[1] + taps[2]
+
+
+def enlarge(logits: Float[AnyArray, "*batch my mx"], size: tuple[int, ...]) -> Float[Array, "*batch height width"]:
+    """Return logits at a finer resolution, bilinear between them: at the input frame's, the official code's first step.
+
+    Args:
+      logits: low-res logits.
+      size: height and width to bring them to; where they have it already, they are returned as they are.
+    """
+    if logits.shape[-2:] == size:
+        return jnp.asarray(logits)
+    height, width = size
+    frame = height, width
+    return resize_masks(logits, input_size=frame, original_size=frame, image_size=frame)
 
 
 def _widened(

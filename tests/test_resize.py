@@ -118,6 +118,11 @@ def test_enlarged_logits_are_bilinear_between_them(size, rng):
     np.testing.assert_allclose(enlarge(logits, size), expected, atol=1e-5)
 
 
+def test_to_enlarge_is_not_to_shrink():
+    with pytest.raises(ValueError, match="must be at least as large as the logits, got 8 for 16"):
+        enlarge(jnp.zeros((16, 24)), (8, 24))
+
+
 def test_axes_in_front_stay(rng):
     logits = jnp.asarray(rng(2, 3, 16, 16))
     sizes = {"input_size": (40, 64), "original_size": (33, 53)}

@@ -1,7 +1,7 @@
 """Batches of images and objects: deterministic, split over processes, resumable.
 
-Targets are as large as the low-res logits, or a whole number of times as large, up to the input frame's pixels and
-beyond. Each of their pixels is the *share* of what it covers that the object has; 0.5 and more is in the object.
+Targets are as large as the low-res logits, or a whole number of times as large (`target_scale`), such as the input
+frame. Each of their pixels is the *share* of what it covers that the object has; 0.5 and more is in the object.
 """
 
 import functools
@@ -74,7 +74,7 @@ def batches(
       processes: how many there are; JAX's by default.
 
     Raises:
-      ValueError: where the images cannot be split evenly.
+      ValueError: where the images cannot be split evenly, or `target_scale` is less than 1.
     """
     process = jax.process_index() if process is None else process
     processes = jax.process_count() if processes is None else processes
@@ -83,6 +83,8 @@ def batches(
             f"A batch must have a number of images that {processes} process(es) can share, and one object or more; got "
             f"{images} images of {objects} objects."
         )
+    if target_scale < 1:
+        raise ValueError(f"target_scale must be 1 or more, got {target_scale}.")
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     dataset = dataset.random_map(
         functools.partial(

@@ -94,7 +94,7 @@ def object_losses(
     something else, while all three scores learn how good their masks are. With several prompts, mask 0 alone counts.
 
     Logits are brought to the targets' resolution. The dice loss makes them say yes or no to each pixel: where that is a
-    low-res one, edges end up between low-res pixels, and where it is one of the input frame, they are as fine.
+    low-res one, edges end up on the borders of those, and where it is one of the input frame, they are as fine.
 
     Args:
       prediction: what the decoder made of the objects' prompts.

@@ -168,6 +168,11 @@ def test_workers_change_nothing() -> None:
     iterator.close()
 
 
+def test_targets_coarser_than_logits_are_an_error() -> None:
+    with pytest.raises(ValueError, match="target_scale must be 1 or more, got 0"):
+        take(1, target_scale=0)
+
+
 def test_images_that_cannot_be_shared_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"images that 2 process\(es\) can share.*got 3 images of 1 objects"):
         take(1, images=3, objects=1, process=0, processes=2)

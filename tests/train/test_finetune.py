@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -160,6 +161,8 @@ def test_the_command_trains_everything_with_more_masks_on_two_devices(
 ) -> None:
     monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
     monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)  # compiles another evaluation
+    stream = mock.Mock(wraps=finetune_module.batches)
+    monkeypatch.setattr(finetune_module, "batches", stream)
     settings = dataclasses.replace(
         CONFIG, train="everything", mask_outputs=4, batch=2, objects=1, target_scale=2, loop=LoopConfig(2, 1, 2)
     )
@@ -171,6 +174,7 @@ def test_the_command_trains_everything_with_more_masks_on_two_devices(
     monkeypatch.setattr(sys, "argv", ["sam-jax", *arguments.split(), f"{folder}/settings.json"])
     monkeypatch.setenv("COLUMNS", "200")
     cli.main()
+    assert stream.call_args.kwargs["target_scale"] == 2
     out = capsys.readouterr().out
     assert "masks 0 to 3 loaded, 4 to 4 initialised:" in out
     assert "\n           params/mask_decoder/mask_tokens" in out

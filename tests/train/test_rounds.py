@@ -1,8 +1,10 @@
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from small_run import MODEL, random_batch
 
 from sam_jax.model import MaskPrediction
@@ -24,25 +26,32 @@ def trained(rng):
     return {"logits": jnp.asarray(rng(2, 2, 4, 24, 24)), "iou": jnp.asarray(rng(2, 2, 4))}
 
 
-def plain_loss(trained, first):
-    prediction = MaskPrediction(trained["logits"], trained["iou"], BATCH.valid)
-    terms = object_losses(prediction, BATCH.targets, BATCH.weight[:, None], ambiguous=first, config=LOSS)
-    return total_loss(terms, BATCH.valid, 4, 0.5, LOSS)[0]
+def finer(scale):
+    """The batch with `scale` pixels along each side of a low-res pixel."""
+    targets, weight = (x.repeat(scale, -1).repeat(scale, -2) for x in (BATCH.targets, BATCH.weight))
+    return dataclasses.replace(BATCH, targets=targets, weight=weight)
 
 
-def play(decode, values, simulation):
+def plain_loss(trained, first, batch=BATCH):
+    prediction = MaskPrediction(trained["logits"], trained["iou"], batch.valid)
+    terms = object_losses(prediction, batch.targets, batch.weight[:, None], ambiguous=first, config=LOSS)
+    return total_loss(terms, batch.valid, 4, 0.5, LOSS)[0]
+
+
+def play(decode, values, simulation, batch=BATCH):
     run = functools.partial(
         interactive_gradients, decode, config=MODEL.config, simulation=simulation, loss=LOSS, iou_weight=0.5
     )
-    return jax.jit(run)(values, BATCH, KEYS)
+    return jax.jit(run)(values, batch, KEYS)
 
 
-def test_gradients_are_those_of_the_mean_loss_over_the_rounds(rng):
-    values, simulation = trained(rng), Simulation(clicks=2)
-    metrics, gradient = play(constant, values, simulation)
+@pytest.mark.parametrize("scale", [1, 2])
+def test_gradients_are_those_of_the_mean_loss_over_the_rounds(scale, rng):
+    values, simulation, batch = trained(rng), Simulation(clicks=2), finer(scale)
+    metrics, gradient = play(constant, values, simulation, batch)
 
     def mean_loss(values):
-        return (plain_loss(values, True) + 4 * plain_loss(values, False)) / 5
+        return (plain_loss(values, True, batch) + 4 * plain_loss(values, False, batch)) / 5
 
     loss, expected = jax.jit(jax.value_and_grad(mean_loss))(values)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
