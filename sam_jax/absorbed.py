@@ -12,6 +12,8 @@ These are products of X with heads n rows, instead of projections of X followed 
 so many tokens that projecting is cheaper, the einsums below do project: they multiply the cheapest pair first.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +23,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from sam_jax.fast_decoder import (
-    Features,
     Params,
+    centred_kernel,
     channels_first,
     decode,
     grid_positions,
+    in_turn,
     product,
     token_weights,
     unfused,
@@ -35,10 +38,10 @@ from sam_jax.prompts import Prompts
 
 
 class Written(NamedTuple):
-    """The image tokens of one prompt set, and the same with the positional part."""
+    """Image tokens, and the same with the positional part."""
 
-    tokens: Float[Array, "c hw"]
-    placed: Float[Array, "c hw"]
+    tokens: Float[Array, "*p c hw"]
+    placed: Float[Array, "*p c hw"]
 
 
 @struct.dataclass
@@ -54,43 +57,63 @@ class WrittenForm:
     epsilon: float = struct.field(pytree_node=False)
 
     def gather(
-        self, block: int, params: Params, image: Written, query: Float[Array, "heads n d"]
-    ) -> Float[Array, "heads n d"]:
+        self, block: int, params: Params, image: Written, query: Float[Array, "p heads n d"]
+    ) -> Float[Array, "p heads n d"]:
         """Return the gathered values; see `ImageForm`."""
-        key, value = params["key"]["kernel"], params["value"]
-        weights = jax.nn.softmax(products(image.placed, query, key), axis=-1).astype(query.dtype)
-        # The order of the three does not decide which two come first, only what is transposed for them: nothing.
-        gathered = product("cx,hnx,chd->hnd", image.tokens, weights, by_head(value["kernel"], len(query)))
-        return gathered + value["bias"].reshape(len(query), 1, -1)
+        return in_turn(functools.partial(gather, params), image, query)
 
     def update(
         self,
         block: int,
         params: Params,
         image: Written,
-        key: Float[Array, "heads n d"],
-        value: Float[Array, "heads n d"],
-        token_mask: Bool[Array, " n"],
+        key: Float[Array, "p heads n d"],
+        value: Float[Array, "p heads n d"],
+        token_mask: Bool[Array, "p n"],
     ) -> Written:
         """Return the image tokens after attention and norm; see `ImageForm`."""
-        attention, norm = params["image_to_token"], params["norm_image_to_token"]
-        query, out = attention["query"], attention["out"]
-        bias = product("hnd,hd->hn", key, query["bias"].reshape(len(key), -1))
-        weights = token_weights(products(image.placed, key, query["kernel"]) + bias[..., None], token_mask)
-        kernel = out["kernel"].reshape(*value.shape[::2], -1)
-        gathered = product("hdc,hnx,hnd->cx", kernel, weights.astype(value.dtype), value)
-        x = unfused(image.tokens + gathered + out["bias"][:, None])
-        x = x - x.mean(0)
-        x = x * lax.rsqrt(jnp.square(x).mean(0) + self.epsilon)
-        return self.written((x * norm["scale"][:, None] + norm["bias"][:, None]).astype(value.dtype))
+        return in_turn(lambda *one: self.written(updated(params, self.epsilon, *one)), image, key, value, token_mask)
 
-    def features(self, image: Written, kernel: Float[Array, "o c"], bias: Float[Array, " o"]) -> Features:
-        """Return the convolution: its factors are the channels; see `ImageForm`."""
-        return Features(kernel, image.tokens, bias[:, None])
+    def convolution(
+        self, image: Written, params: Params
+    ) -> tuple[Callable[..., Float[Array, "o hw"]], tuple[Float[Array, "p c hw"]]]:
+        """Return the convolution, and the image tokens; see `ImageForm`."""
+        kernel, bias = centred_kernel(params)
+        return lambda tokens: product("oc,cx->ox", kernel, tokens) + bias[:, None], (image.tokens,)
 
-    def written(self, tokens: Float[Array, "c hw"]) -> Written:
+    def written(self, tokens: Float[Array, "*p c hw"]) -> Written:
         """Return image tokens with what the blocks read of them."""
         return Written(tokens, tokens + self.position)
+
+
+def gather(params: Params, image: Written, query: Float[Array, "heads n d"]) -> Float[Array, "heads n d"]:
+    """Return the values that scaled queries of one prompt set gather."""
+    key, value = params["key"]["kernel"], params["value"]
+    weights = jax.nn.softmax(products(image.placed, query, key), axis=-1).astype(query.dtype)
+    # The order of the three does not decide which two come first, only what is transposed for them: nothing.
+    gathered = product("cx,hnx,chd->hnd", image.tokens, weights, by_head(value["kernel"], len(query)))
+    return gathered + value["bias"].reshape(len(query), 1, -1)
+
+
+def updated(
+    params: Params,
+    epsilon: float,
+    image: Written,
+    key: Float[Array, "heads n d"],
+    value: Float[Array, "heads n d"],
+    token_mask: Bool[Array, " n"],
+) -> Float[Array, "c hw"]:
+    """Return the image tokens of one prompt set after a block's image-to-token attention and the norm after it."""
+    attention, norm = params["image_to_token"], params["norm_image_to_token"]
+    query, out = attention["query"], attention["out"]
+    bias = product("hnd,hd->hn", key, query["bias"].reshape(len(key), -1))
+    weights = token_weights(products(image.placed, key, query["kernel"]) + bias[..., None], token_mask)
+    kernel = out["kernel"].reshape(*value.shape[::2], -1)
+    gathered = product("hdc,hnx,hnd->cx", kernel, weights.astype(value.dtype), value)
+    x = unfused(image.tokens + gathered + out["bias"][:, None])
+    x = x - x.mean(0)
+    x = x * lax.rsqrt(jnp.square(x).mean(0) + epsilon)
+    return (x * norm["scale"][:, None] + norm["bias"][:, None]).astype(value.dtype)
 
 
 def products(

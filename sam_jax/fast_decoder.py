@@ -5,14 +5,14 @@ image tokens are behind `ImageForm`, whose two implementations do not project th
 for any prompt; `sam_jax.low_rank` never forms them, where prompt sets share an image. `decode` is the rest of the
 decoder, the same for both.
 
-The tokens' side is batched over prompt sets, so that weights are read once; the pixel side is written for one prompt
-set. There, pixels are the last axis: softmaxes over tokens, norms and GELUs run along contiguous memory, and products
-read their operands in the order in which these are stored.
+All prompt sets go through the tokens' side together, so that weights are read once; whether the image's side takes
+them together or in turn is the form's choice, and the upscaling is in turn. On the image's side, pixels are the last
+axis: softmaxes over tokens, norms and GELUs run along contiguous memory, and products read their operands in the order
+in which these are stored.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,27 +29,13 @@ Params = Any
 """The parameters of a module: nested dicts."""
 
 
-class Features(NamedTuple):
-    """A linear map of one prompt set's image tokens, not yet formed: `rows factors + rest`.
-
-    Attributes:
-      rows: what each output channel takes of each factor.
-      factors: the maps that are mixed.
-      rest: what each output channel adds.
-    """
-
-    rows: Float[Array, "o r"]
-    factors: Float[Array, "r hw"]
-    rest: Float[Array, "#o #hw"]
-
-
 @runtime_checkable
 class ImageForm(Protocol):
-    """How image tokens are held and multiplied. `image` is the form's own type: the image tokens of one prompt set."""
+    """How image tokens are held and multiplied. `image` is the form's own type: the image tokens of all prompt sets."""
 
     def gather(
-        self, block: int, params: Params, image: Any, query: Float[Array, "heads n d"]
-    ) -> Float[Array, "heads n d"]:
+        self, block: int, params: Params, image: Any, query: Float[Array, "p heads n d"]
+    ) -> Float[Array, "p heads n d"]:
         """Return the values that scaled queries gather in a block's token-to-image attention, or in the final one."""
         ...
 
@@ -58,26 +44,34 @@ class ImageForm(Protocol):
         block: int,
         params: Params,
         image: Any,
-        key: Float[Array, "heads n d"],
-        value: Float[Array, "heads n d"],
-        token_mask: Bool[Array, " n"],
+        key: Float[Array, "p heads n d"],
+        value: Float[Array, "p heads n d"],
+        token_mask: Bool[Array, "p n"],
     ) -> Any:
         """Return the image tokens after a block's image-to-token attention, its keys scaled, and the norm after it."""
         ...
 
-    def features(self, image: Any, kernel: Float[Array, "o c"], bias: Float[Array, " o"]) -> Features:
-        """Return the first transposed convolution of the image tokens, for what `centred_kernel` returns."""
+    def convolution(self, image: Any, params: Params) -> tuple[Callable[..., Float[Array, "o hw"]], tuple[Any, ...]]:
+        """Return the first transposed convolution, with `centred_kernel`, of one prompt set, and what it takes.
+
+        Returns:
+          a function of the arrays of one prompt set, and these arrays for all, with [prompt set] as the first axis.
+        """
         ...
 
 
-def in_turn(function: Callable[..., Any], *inputs: Any) -> Any:
-    """Map over the leading axis: on a CPU one entry after the other, so that its arrays stay in the caches.
+def forgetful(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function on a CPU be computed a second time for gradients: to keep its arrays would take longer.
 
-    For gradients, an entry is then computed a second time: what it would keep takes longer to write and to read.
+    Outside of a loop XLA merges both times, and keeps them.
     """
+    return jax.checkpoint(function, prevent_cse=False) if jax.default_backend() == "cpu" else function
+
+
+def in_turn(function: Callable[..., Any], *inputs: Any) -> Any:
+    """Map over the leading axis: on a CPU one entry after the other, so that its arrays stay in the caches."""
     if jax.default_backend() == "cpu":
-        again = jax.checkpoint(function, prevent_cse=False)  # in a loop, XLA cannot merge both times
-        return lax.map(lambda entry: again(*entry), inputs)
+        return lax.map(lambda entry: forgetful(function)(*entry), inputs)
     return jax.vmap(function)(*inputs)
 
 
@@ -138,10 +132,12 @@ def scaled(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     return x * x.shape[-1] ** -0.5
 
 
-def token_weights(logits: Float[Array, "heads n hw"], token_mask: Bool[Array, " n"]) -> Float[Array, "heads n hw"]:
+def token_weights(
+    logits: Float[Array, "heads *p n hw"], token_mask: Bool[Array, "*p n"]
+) -> Float[Array, "heads *p n hw"]:
     """Return the softmax over tokens: what each pixel takes of each token's value."""
-    logits = jnp.where(token_mask[:, None], logits, jnp.finfo(logits.dtype).min)
-    return jax.nn.softmax(logits, axis=1)
+    logits = jnp.where(token_mask[..., None], logits, jnp.finfo(logits.dtype).min)
+    return jax.nn.softmax(unfused(logits), axis=-2)
 
 
 def decode(
@@ -153,7 +149,7 @@ def decode(
       model: the decoder.
       variables: its variables.
       form: how the image tokens are held.
-      image: the image tokens before the first block, with a leading axis [prompt set].
+      image: the image tokens before the first block.
       grid_size: height and width of the image embedding.
       prompts: prompts with axis [prompt set]; mask prompts are in `image` already.
     """
@@ -169,7 +165,8 @@ def decode(
 
     tokens, image = two_way(model, params["two_way"], form, tokens, image, token_mask, len(outputs))
     weights = jax.vmap(decoder.hypernetworks)(tokens[:, 1:])
-    logits = in_turn(lambda image, weights: masks(params["upscaling"], form, image, weights), image, weights)
+    convolve, parts = form.convolution(image, params["upscaling"]["conv_0"])
+    logits = in_turn(lambda parts, weights: masks(params["upscaling"], convolve(*parts), weights), parts, weights)
     logits = in_order(logits, grid_size)
     iou = decoder.iou_head(tokens[:, 0]).astype(logits.dtype)
     return MaskPrediction(logits, jnp.where(prompts.valid[:, None], iou, -jnp.inf), prompts.valid)
@@ -194,8 +191,7 @@ def two_way(
 
     def gather(block: int, attention: Params, tokens: Array) -> Array:
         query = scaled(heads_of(linear(attention["query"], tokens), config.heads))
-        gathered = in_turn(lambda image, query: form.gather(block, attention, image, query), image, query)
-        return linear(attention["out"], joined(gathered))
+        return linear(attention["out"], joined(form.gather(block, attention, image, query)))
 
     for i in range(config.depth):
         weights = params[f"block_{i}"]
@@ -212,28 +208,29 @@ def two_way(
         attention = weights["image_to_token"]
         key = scaled(heads_of(linear(attention["key"], tokens + position), config.heads))
         value = heads_of(linear(attention["value"], tokens), config.heads)
-        update = functools.partial(form.update, i, weights)
-        image = in_turn(update, image, key, value, token_mask)
+        image = form.update(i, weights, image, key, value, token_mask)
     tokens, position = tokens[:, :outputs], position[:, :outputs]
     tokens = tokens + gather(config.depth, params["final_token_to_image"], tokens + position)
     norm = layer_norm(config.final_norm_eps, jnp.dtype(config.dtype)).bind({"params": params["final_norm"]})
     return norm(tokens), image
 
 
-def masks(params: Params, form: ImageForm, image: Any, weights: Float[Array, "m d"]) -> Float[Array, "16 m hw"]:
+def masks(params: Params, convolved: Float[Array, "o hw"], weights: Float[Array, "m d"]) -> Float[Array, "16 m hw"]:
     """Return the logits of one prompt set, by sub-pixel (`Upscaling`, and the product with the hypernetworks' weights).
 
     A transposed convolution with kernel 2 and stride 2 is a matrix product with one row per sub-pixel and channel.
-    Sub-pixels stay apart up to the masks, which are few. The first kernel is centred, so that the norm after it has no
-    mean to subtract, only a variance to divide by.
+    Sub-pixels stay apart up to the masks, which are few.
+
+    Args:
+      params: the upscaling's.
+      convolved: the first transposed convolution, centred: the norm after it has no mean to subtract, only a variance
+        to divide by.
+      weights: the hypernetworks'.
     """
-    kernel, bias = centred_kernel(params["conv_0"])
     norm, second = params["norm"], params["conv_1"]
-    features = form.features(image, kernel, bias)
-    x = unfused(product("or,rx->ox", unfused(features.rows), features.factors) + features.rest)
-    x = x.reshape(4, len(norm["scale"]), -1)
-    x = x * lax.rsqrt(jnp.square(x).mean(1, keepdims=True) + CONV_NORM_EPS)
-    x = gelu(x * norm["scale"][:, None] + norm["bias"][:, None]).astype(kernel.dtype)
+    x = unfused(convolved).reshape(4, len(norm["scale"]), -1)
+    x = x * unfused(lax.rsqrt(jnp.square(x).mean(1, keepdims=True) + CONV_NORM_EPS))
+    x = gelu(x * norm["scale"][:, None] + norm["bias"][:, None]).astype(second["kernel"].dtype)
     rows = second["kernel"].reshape(-1, x.shape[1])
     # One product per sub-pixel: XLA would make sub-pixels and pixels one axis, and transpose operand and result for it.
     rows = lax.optimization_barrier(jnp.broadcast_to(rows, (4, *rows.shape)))

@@ -2,50 +2,52 @@
 
 Without a mask prompt, the image tokens before the first block, `K` (hw x c), belong to the image alone. A block adds
 to them what they gather from the tokens, and normalises. With the attention `A` (hw x heads n) of image tokens to
-tokens, the tokens' values times the output projection, `V` (heads n x c), and that projection's bias b',
+tokens, the tokens' values `V` (heads n x inner, each row zero outside its head), the output projection `O` (inner x c)
+and its bias o',
 
-    Y = K + A V + 1 b',        LN(Y) = d (Y - mean over channels of Y) w + 1 b,
+    Y = K + A V O + 1 o',        LN(Y) = d (Y - mean over channels of Y) w + 1 b',
 
-where w and b are the norm's and d is one number per pixel. Taking the mean away, written as an index c, is linear:
+where w and b are the norm's and d, the *gain*, is one number per pixel. Taking the mean away and multiplying by w is
+linear, and can be done to K, O and o once and for all. So after some blocks the image tokens are
 
-    LN(Y) = d (Kc w) + (d A) (Vc w) + d 1 (b'c w) + 1 b.
+    X = d (L0 K + sum over blocks j of Lj (Aj Vj Oj + 1 oj')) + 1 b',
 
-That is a *gain* per pixel times a matrix of the image, plus *factors*, maps, times *rows* of c channels; the factors
-of the two constants are d and one. The next block does the same to it. So before every block
+where the *level* Lj of a block is the product of the gains of the norms after it but for the last, d; L0 is that of K,
+too; and b has joined the o of the next block. Every linear map of X is
 
-    X = g K + F' U,        g: hw,   K: hw x c, of the image,   F: r x hw,   U: r x c.
+    X W = d (L0 (K W) + F' (V (O W)) + sum of Lj (oj' W)) + b' W,        F = the *factors* Lj Aj of all blocks,
 
-Every linear map of X is `g (K W) + F' (U W)`: the *table* K W is computed once per image, U W from few rows. And
+where the *table* K W is computed once per image, the *composed* kernels O W once per checkpoint. And
 
-    1 / d^2 = eps + mean over channels of (g Kc + F' Uc)^2
-            = eps + g^2 mean(Kc^2) + sum over factors of F * (G F + g O),        G = Uc Uc' / c,   O = 2 Uc Kc' / c,
+    1 / d^2 = eps + mean over channels of (L0 K + F' V O + sum of Lj oj')^2
 
-where O comes from a table, too: rows are values times an output projection P, so O is values times (2/c Pc Kc').
+is a quadratic form of the factors and the levels, but for the products of K with O and o, which are tables as well.
 Nothing with c channels is formed per pixel and prompt set before the upscaling, which begins with a linear map.
 
 A block adds few factors. In each head a pixel's attention to all tokens sums to one, so the first token's is what the
-others leave: it joins b' and the last norm's b in one constant, and heads (n - 1) factors remain. Where that is more
-than the `inner` channels of all heads, the factors are the gathered values A v instead, and the rows P itself.
+others leave: its values join the constant, the others' are less them, and heads (n - 1) factors remain. Where that is
+more than the `inner` channels of all heads, the factors are the gathered values A V instead.
+
+All prompt sets go through a step together: a product with a table reads it once for all of them.
 """
 
-import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from sam_jax.fast_decoder import (
-    Features,
     Params,
     centred_kernel,
     channels_first,
     decode,
     decoder_params,
+    forgetful,
     grid_positions,
-    heads_of,
     linear,
     product,
     token_weights,
@@ -55,76 +57,78 @@ from sam_jax.model import MaskPrediction, Sam
 from sam_jax.prompts import Prompts
 
 
-class Values(NamedTuple):
-    """The values that the rows of a block are made of.
+class Added(NamedTuple):
+    """What a block adds to the image tokens of prompt sets, in front of its output projection.
 
     Attributes:
-      contrasts: the tokens' values less the first token's.
-      first: the first token's values, all heads.
+      maps: A, or the gathered values where these are fewer.
+      values: what the maps are multiplied with: the tokens' values less the first token's, or the identity.
+      rows: V: the values of the maps that are factors, each in its head's channels.
+      first: what every pixel gets: the first token's values, or nothing.
     """
 
-    contrasts: Float[Array, "heads n-1 d"]
-    first: Float[Array, " inner"]
+    maps: Float[Array, "heads p n hw"]
+    values: Float[Array, "p heads n d"]
+    rows: Float[Array, "p r inner"]
+    first: Float[Array, "p inner"]
+
+
+class LowRankTokens(NamedTuple):
+    """The image tokens of prompt sets after at least one block.
+
+    Attributes:
+      gain: d.
+      levels: L, of each block.
+      factors: F, of all blocks.
+      added: what each block added.
+    """
+
+    gain: Float[Array, "p hw"]
+    levels: Float[Array, "p blocks hw"]
+    factors: Float[Array, "p r hw"]
+    added: tuple[Added, ...]
 
 
 @struct.dataclass
-class LowRankTokens:
-    """The image tokens of one prompt set: `g K + F' U`, with K in the tables.
-
-    Attributes:
-      gain: g; None before block 0, where it is one and U is zero.
-      factors: F; the last is one everywhere.
-      rows: U.
-      values: of each block; None where its factors are the gathered values.
-    """
-
-    gain: Float[Array, " hw"] | None
-    factors: Float[Array, "r hw"]
-    rows: Float[Array, "r c"]
-    values: tuple[Values | None, ...]
-
-    def gains(self) -> Float[Array, " hw"]:
-        """Return g, also where it is one."""
-        return jnp.ones_like(self.factors[-1]) if self.gain is None else self.gain
-
-
-@struct.dataclass
-class Projection:
-    """Table of the image tokens' keys or queries.
+class LinearMap:
+    """Tables of a linear map of the image tokens.
 
     Attributes:
       image: K W.
-      position: the positional part's projection and the bias; None before block 0, where the gain is one and `image`
-        has them.
+      composed: O W and o' W, of each block before.
+      constant: what is added in the end: b' W, the map's bias, and of keys and queries the positional part. None before
+        the first block where `image` has it.
     """
 
     image: Float[Array, "*image heads d hw"]
-    position: Float[Array, "*image heads d hw"] | None
+    composed: tuple[Params, ...]
+    constant: Float[Array, "*image heads d #hw"] | None
 
 
 @struct.dataclass
 class GatherTables:
-    """Tables of a token-to-image attention: keys, and values without their bias."""
+    """Tables of a token-to-image attention."""
 
-    key: Projection
-    value: Float[Array, "*image heads d hw"]
+    key: LinearMap
+    value: LinearMap
 
 
 @struct.dataclass
 class UpdateTables:
-    """Tables of an image-to-token attention and of the norm after it.
+    """Tables of an image-to-token attention, and of the norm after it.
 
     Attributes:
-      query: the image tokens' queries.
-      overlap: for each block up to this one, 2/c of its output projection, as norms have scaled it since, times Kc'.
-      offset: for each block up to this one, the same for the constant that it adds: the biases of its output
-        projection and of the norm before it.
-      energy: mean over channels of Kc^2.
+      query: of the attention.
+      overlap: for each block up to this one, 2/c O K'.
+      offset: for each block up to this one, 2/c o' K'.
+      gram: for each pair of these blocks, 1/c of the products of their O, with o' as another row.
+      energy: mean over channels of K^2.
     """
 
-    query: Projection
+    query: LinearMap
     overlap: tuple[Float[Array, "*image heads d hw"], ...]
     offset: tuple[Float[Array, "*image hw"], ...]
+    gram: tuple[tuple[Float[Array, "*image inner+1 inner+1"], ...], ...]
     energy: Float[Array, "*image hw"]
 
 
@@ -137,137 +141,203 @@ class ImageState:
     Attributes:
       embedding: the image encoder's output.
       gathers: tables of the blocks' token-to-image attentions and of the final one.
-      updates: tables of the blocks' image-to-token attentions.
-      upscaled: table of the first transposed convolution.
+      updates: tables of the blocks' image-to-token attentions and norms.
+      upscaled: tables of the first transposed convolution, centred; its channels are those of one head.
       epsilon: that of the blocks' norms.
     """
 
     embedding: Float[Array, "*image h w c"]
     gathers: tuple[GatherTables, ...]
     updates: tuple[UpdateTables, ...]
-    upscaled: Float[Array, "*image c hw"]
+    upscaled: LinearMap
     epsilon: float = struct.field(pytree_node=False)
 
     def gather(
-        self, block: int, params: Params, image: LowRankTokens, query: Float[Array, "heads n d"]
-    ) -> Float[Array, "heads n d"]:
-        """Return the gathered values: the table's and, through their rows, the factors'; see `ImageForm`."""
-        tables, value = self.gathers[block], params["value"]
-        logits = products(image, query, tables.key, params["key"]["kernel"])
-        weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)
-        return gathered(image, weights, tables.value, value["kernel"]) + value["bias"].reshape(len(query), 1, -1)
+        self, block: int, params: Params, image: LowRankTokens | None, query: Float[Array, "p heads n d"]
+    ) -> Float[Array, "p heads n d"]:
+        """Return the gathered values; see `ImageForm`."""
+        return forgetful(gather)(self.gathers[block], image, query)
 
     def update(
         self,
         block: int,
         params: Params,
-        image: LowRankTokens,
-        key: Float[Array, "heads n d"],
-        value: Float[Array, "heads n d"],
-        token_mask: Bool[Array, " n"],
+        image: LowRankTokens | None,
+        key: Float[Array, "p heads n d"],
+        value: Float[Array, "p heads n d"],
+        token_mask: Bool[Array, "p n"],
     ) -> LowRankTokens:
         """Return the image tokens with the block's factors, normalised; see `ImageForm`."""
-        tables, attention = self.updates[block], params["image_to_token"]
-        weights = token_weights(products(image, key, tables.query, attention["query"]["kernel"]), token_mask)
-        image = with_factors(image, weights.astype(key.dtype), value, attention["out"])
-        return normalised(image, tables, params["norm_image_to_token"], self.epsilon)
 
-    def features(self, image: LowRankTokens, kernel: Float[Array, "o c"], bias: Float[Array, " o"]) -> Features:
-        """Return the convolution as a table, and rows to mix the factors with; see `ImageForm`."""
-        rows = (kernel @ image.rows.T).at[:, -1].add(bias)
-        return Features(rows.astype(kernel.dtype), image.factors, image.gains() * self.upscaled)
+        def update(tables: UpdateTables, image: LowRankTokens | None, *tokens: Array) -> LowRankTokens:
+            key, value, token_mask = tokens
+            weights = token_weights(products(image, key, tables.query), token_mask)
+            return normalised(with_added(image, weights.astype(key.dtype), value), tables, self.epsilon)
+
+        return forgetful(update)(self.updates[block], image, key, value, token_mask)
+
+    def convolution(
+        self, image: LowRankTokens, params: Params
+    ) -> tuple[Callable[..., Float[Array, "o hw"]], tuple[Array, ...]]:
+        """Return the convolution, and what it takes of all prompt sets; see `ImageForm`."""
+        table, dtype = self.upscaled, image.factors.dtype
+        rows = jnp.swapaxes(jnp.concatenate(coefficients(image, table.composed), 1), 1, 2).astype(dtype)
+
+        def convolve(
+            factors: Float[Array, "r hw"],
+            levels: Float[Array, "blocks hw"],
+            gain: Float[Array, " hw"],
+            rows: Float[Array, "o r+blocks"],
+        ) -> Float[Array, "o hw"]:
+            maps = unfused(jnp.concatenate([factors, levels.astype(dtype)]))
+            low_rank = unfused(product("or,rx->ox", rows, maps))
+            return gain * (low_rank + levels[0] * table.image[0]) + table.constant[0]
+
+        return convolve, (image.factors, image.levels, image.gain, unfused(rows))
+
+
+def gather(
+    tables: GatherTables, image: LowRankTokens | None, query: Float[Array, "p heads n d"]
+) -> Float[Array, "p heads n d"]:
+    """Return the values that scaled queries gather: sums over pixels, divided by the sums of the weights in the end."""
+    logits = unfused(products(image, query, tables.key))
+    # The largest logit cancels out; its gradient could be NaN (see `attend_rows`).
+    weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
+    total = jnp.swapaxes(weights.sum(-1), 0, 1)[..., None]
+    values = gathered(image, weights, tables.value) / total + tables.value.constant[..., 0][:, None]
+    return values.astype(query.dtype)
 
 
 def products(
-    image: LowRankTokens, vectors: Float[Array, "heads n d"], table: Projection, kernel: Float[Array, "c inner"]
-) -> Float[Array, "heads n hw"]:
-    """Return the products of vectors with the image tokens' projection, whose kernel and table are given."""
-    own = product("hnd,hdx->hnx", vectors, table.image)
-    if image.gain is None or table.position is None:
+    image: LowRankTokens | None, vectors: Float[Array, "p heads n d"], table: LinearMap
+) -> Float[Array, "heads p n hw"]:
+    """Return the products of vectors with a linear map of the image tokens."""
+    own = product("phnd,hdx->hpnx", vectors, table.image)
+    if image is None:
         return own
-    rows = heads_of(image.rows @ kernel, len(vectors)).astype(vectors.dtype)
-    position = product("hnd,hdx->hnx", vectors, table.position)
-    return unfused(image.gain * own + position + product("hnd,rx,hrd->hnx", vectors, image.factors, rows))
+    (p, heads, n, d), levels = vectors.shape, image.levels
+    rows, constants = (x.reshape(p, -1, heads, d) for x in coefficients(image, table.composed))
+    of_factors = product("phnd,prhd->phnr", vectors, rows).astype(vectors.dtype)
+    low_rank = product("pkr,prx->pkx", of_factors.reshape(p, heads * n, -1), image.factors)
+    low_rank = jnp.swapaxes(low_rank.reshape(p, heads, n, -1), 0, 1)
+    of_levels = product("phnd,pbhd->hpnb", vectors, constants)
+    inner = levels[:, None, 0] * own + low_rank
+    for i in range(levels.shape[1]):  # a product with so few rows is a few additions
+        inner += of_levels[..., i, None] * levels[:, None, i]
+    return image.gain[:, None] * inner + product("phnd,hdx->hpnx", vectors, table.constant)
 
 
 def gathered(
-    image: LowRankTokens,
-    weights: Float[Array, "heads n hw"],
-    table: Float[Array, "heads d hw"],
-    kernel: Float[Array, "c inner"],
-) -> Float[Array, "heads n d"]:
-    """Return the sums over pixels, by weight, of the image tokens' projection, whose kernel and table are given."""
-    own = weights if image.gain is None else (weights * image.gain).astype(table.dtype)
-    # XLA has a fast product for this order of the result only.
-    own = jnp.swapaxes(product("hnx,hdx->hdn", own, table), 1, 2)
-    if image.gain is None:
+    image: LowRankTokens | None, weights: Float[Array, "heads p n hw"], table: LinearMap
+) -> Float[Array, "p heads n d"]:
+    """Return the sums over pixels, by weight, of a linear map of the image tokens without its constant."""
+    heads, p, n, pixels = weights.shape
+    dtype = table.image.dtype
+    if image is not None:
+        weights = weights * image.gain[:, None]
+    own = weights if image is None else weights * image.levels[:, None, 0]
+    own = product("hkx,hdx->hkd", own.reshape(heads, p * n, pixels).astype(dtype), table.image)
+    own = jnp.swapaxes(own.reshape(heads, p, n, -1), 0, 1)
+    if image is None:
         return own
-    rows = heads_of(image.rows @ kernel, len(weights)).astype(weights.dtype)
-    return own + product("rx,hnx,hrd->hnd", image.factors, weights, rows)
+    weights = jnp.swapaxes(weights, 0, 1).reshape(p, heads * n, pixels)
+    of_factors = product("pkx,prx->pkr", weights.astype(dtype), image.factors)
+    of_levels = [(weights * image.levels[:, i, None]).sum(-1) for i in range(image.levels.shape[1])]
+    of_maps = jnp.concatenate([of_factors, jnp.stack(of_levels, -1)], -1).reshape(p, heads, n, -1)
+    rows = jnp.concatenate(coefficients(image, table.composed), 1).reshape(p, -1, heads, own.shape[-1])
+    return own + product("phnr,prhd->phnd", of_maps.astype(dtype), rows.astype(dtype))
 
 
-def with_factors(
-    image: LowRankTokens, weights: Float[Array, "heads n hw"], value: Float[Array, "heads n d"], out: Params
+def coefficients(
+    image: LowRankTokens, composed: tuple[Params, ...]
+) -> tuple[Float[Array, "p r out"], Float[Array, "p blocks out"]]:
+    """Return what each factor and each level is multiplied with in a linear map whose composed kernels are given."""
+    pairs = list(zip(image.added, composed, strict=True))
+    rows = [added.rows @ params["kernel"] for added, params in pairs]
+    constants = [linear(params, added.first) for added, params in pairs]
+    return jnp.concatenate(rows, 1), jnp.stack(constants, 1)
+
+
+def with_added(
+    image: LowRankTokens | None, weights: Float[Array, "heads p n hw"], value: Float[Array, "p heads n d"]
 ) -> LowRankTokens:
-    """Return the image tokens plus what their attention gathers, not normalised.
+    """Return the image tokens plus what a block adds, not yet normalised: with the gain of the norm before.
 
     Args:
-      image: image tokens.
+      image: the image tokens.
       weights: what each pixel takes of each token; they sum to one in each head.
       value: the tokens' values.
-      out: the attention's output projection.
     """
-    (heads, n, pixels), d, channels = weights.shape, value.shape[-1], image.rows.shape[-1]
+    (p, heads, n, d), pixels = value.shape, weights.shape[-1]
+    eye = functools.partial(jnp.eye, dtype=value.dtype)
     if n - 1 > d:  # more tokens than channels in a head
-        maps = product("hnx,hnd->hdx", weights, value).astype(weights.dtype)
-        rows, constant, values = out["kernel"], out["bias"], None
+        maps = product("hpnx,phnd->hpdx", weights, value).astype(weights.dtype)
+        values, first = jnp.broadcast_to(eye(d), (p, heads, d, d)), jnp.zeros((p, heads * d), value.dtype)
+        factors, rows = maps, values
     else:
-        maps, values = weights[:, 1:], Values(value[:, 1:] - value[:, :1], value[:, 0].reshape(-1))
-        rows = product("hnd,hdc->hnc", values.contrasts, out["kernel"].reshape(heads, d, channels))
-        constant = linear(out, values.first)
+        maps, values, first = weights, value - value[:, :, :1], value[:, :, 0].reshape(p, -1)
+        factors, rows = maps[:, :, 1:], values[:, :, 1:]
+    rank = heads * rows.shape[2]
+    rows = (rows[..., None, :] * eye(heads)[:, None, :, None]).reshape(p, rank, heads * d)
+    factors = jnp.swapaxes(factors, 0, 1).reshape(p, rank, pixels)
+    added, ones = Added(maps, values, rows, first), jnp.ones((p, 1, pixels))
+    if image is None:
+        return LowRankTokens(ones[:, 0], ones, factors, (added,))
+    gain = image.gain[:, None]
     return LowRankTokens(
         gain=image.gain,
-        factors=jnp.concatenate([image.factors[:-1], maps.reshape(-1, pixels), image.factors[-1:]]),
-        rows=jnp.concatenate([image.rows[:-1], rows.reshape(-1, channels), image.rows[-1:] + constant]),
-        values=(*image.values, values),
+        levels=jnp.concatenate([gain * image.levels, ones], 1),
+        factors=jnp.concatenate([(gain * image.factors).astype(factors.dtype), factors], 1),
+        added=(*image.added, added),
     )
 
 
-def normalised(image: LowRankTokens, tables: UpdateTables, norm: Params, epsilon: float) -> LowRankTokens:
-    """Return the LayerNorm of image tokens: a new gain, all factors and rows scaled, and a factor for the norm's bias.
+def normalised(image: LowRankTokens, tables: UpdateTables, epsilon: float) -> LowRankTokens:
+    """Return the image tokens with the gain of their LayerNorm, whose scale and bias later tables have.
 
     Args:
-      image: image tokens as `with_factors` returns them.
+      image: the image tokens as `with_added` returns them.
       tables: those of the block.
-      norm: the norm's scale and bias.
       epsilon: the norm's.
     """
-    rows = image.rows - image.rows.mean(-1, keepdims=True)
-    gain = image.gains()
-    gram = unfused(product("rc,sc->rs", rows, rows) / rows.shape[-1])
-    mixed = unfused(gram @ image.factors) + gain * overlaps(image, tables)
-    variance = (image.factors * mixed).sum(0) + gain**2 * tables.energy
-    inverse = lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
-    factors = jnp.concatenate([image.factors * inverse, jnp.ones_like(inverse)[None]])
-    return dataclasses.replace(
-        image,
-        gain=gain * inverse,
-        factors=factors.astype(image.factors.dtype),
-        rows=jnp.concatenate([rows * norm["scale"], norm["bias"][None]]),
-    )
+    of_factors, of_both, of_levels = gram(image, tables)
+    levels = [image.levels[:, i] for i in range(image.levels.shape[1])]
+    mixed = unfused(product("prs,psx->prx", of_factors, image.factors))
+    variance = unfused((image.factors * mixed).sum(1)) + jnp.square(levels[0]) * tables.energy
+    with_level = unfused(product("pbr,prx->pbx", 2 * of_both, image.factors))
+    for i, level in enumerate(levels):
+        added, table = image.added[i], tables.overlap[i]
+        overlap = unfused(product("phnd,hdx->hpnx", added.values, table))
+        with_image = product("pk,kx->px", added.first, table.reshape(-1, table.shape[-1])) + tables.offset[i]
+        with_image += unfused((added.maps * overlap).sum((0, 2)))
+        among_levels = sum(of_levels[:, i, j, None] * other for j, other in enumerate(levels))
+        variance += level * (levels[0] * with_image + with_level[:, i] + among_levels)
+    return image._replace(gain=lax.rsqrt(jnp.maximum(variance, 0) + epsilon))
 
 
-def overlaps(image: LowRankTokens, tables: UpdateTables) -> Float[Array, "r hw"]:
-    """Return 2/c of the products of the centred rows with Kc', from the values that the rows are made of."""
-    parts = []
-    for values, table, offset in zip(image.values, tables.overlap, tables.offset, strict=True):
-        flat = table.reshape(-1, table.shape[-1])
-        if values is None:
-            parts += [flat, offset[None]]
-        else:
-            parts.append(product("hnd,hdx->hnx", values.contrasts, table).reshape(-1, flat.shape[-1]))
-            parts.append(values.first[None] @ flat + offset)
-    return jnp.concatenate(parts)
+def gram(
+    image: LowRankTokens, tables: UpdateTables
+) -> tuple[Float[Array, "p r r"], Float[Array, "p blocks r"], Float[Array, "p blocks blocks"]]:
+    """Return 1/c of the products of what factors and levels are multiplied with: V O and o, all centred.
+
+    Returns:
+      those of factors with factors, of levels with factors, and of levels with levels.
+    """
+    rows = []
+    for added in image.added:
+        constant = jnp.pad(added.first, ((0, 0), (0, 1)), constant_values=1)  # o once
+        all_rows = jnp.concatenate([jnp.pad(added.rows, ((0, 0), (0, 0), (0, 1))), constant[:, None]], 1)
+        rows.append(all_rows.astype(jnp.promote_types(all_rows.dtype, jnp.float32)))
+    pairs = [
+        [product("prk,kl,psl->prs", a, table, b) for table, b in zip(tables_of_row, rows, strict=True)]
+        for tables_of_row, a in zip(tables.gram, rows, strict=True)
+    ]
+    factor, level = slice(-1), slice(-1, None)
+
+    def put_together(one: slice, other: slice) -> Array:
+        return jnp.block([[x[:, one, other] for x in row] for row in pairs])
+
+    return put_together(factor, factor), put_together(level, factor), put_together(level, level)
 
 
 def prepare_image(model: Sam, variables: Any, embedding: Float[Array, "h w c"]) -> ImageState:
@@ -287,39 +357,49 @@ def prepare_image(model: Sam, variables: Any, embedding: Float[Array, "h w c"]) 
     position = grid_positions(encoder, (h, w))
     gathers, updates, outputs, last_bias = [], [], [], jnp.zeros(channels, image.dtype)
 
-    def table(kernel: Float[Array, "c inner"], tokens: Float[Array, "c hw"]) -> Float[Array, "heads d hw"]:
-        return jnp.einsum("chd,cx->hdx", kernel.reshape(channels, config.heads, -1), tokens)
+    def table(kernel: Float[Array, "c out"], tokens: Float[Array, "c hw"], heads: int) -> Float[Array, "heads d hw"]:
+        return jnp.einsum("chd,cx->hdx", kernel.reshape(channels, heads, -1), tokens)
 
-    def projection(params: Params) -> Projection:
-        kernel, bias = params["kernel"], params["bias"].reshape(config.heads, -1, 1)
-        if not updates:
-            return Projection(table(kernel, image + position) + bias, None)
-        return Projection(table(kernel, image), table(kernel, position) + bias)
+    def linear_map(params: Params, placed: bool, heads: int = config.heads) -> LinearMap:
+        """Tables of a dense layer of the image tokens, `placed` where their positional part is added first."""
+        kernel = params["kernel"]
+        bias = (last_bias @ kernel + params["bias"]).reshape(heads, -1, 1)
+        if placed and not updates:
+            return LinearMap(table(kernel, image + position, heads) + bias, (), None)
+        composed = tuple({"kernel": out @ kernel, "bias": constant @ kernel} for out, constant in outputs)
+        return LinearMap(
+            table(kernel, image, heads), composed, table(kernel, position, heads) + bias if placed else bias
+        )
 
     def gather_tables(attention: Params) -> GatherTables:
-        return GatherTables(projection(attention["key"]), table(attention["value"]["kernel"], image))
+        return GatherTables(linear_map(attention["key"], placed=True), linear_map(attention["value"], placed=False))
 
     for i in range(config.depth):
         block = params["two_way"][f"block_{i}"]
         gathers.append(gather_tables(block["token_to_image"]))
-        query, out = projection(block["image_to_token"]["query"]), block["image_to_token"]["out"]
+        query, out = linear_map(block["image_to_token"]["query"], placed=True), block["image_to_token"]["out"]
         outputs.append((out["kernel"], out["bias"] + last_bias))
 
         image = image - image.mean(0)
-        outputs = [
-            (kernel - kernel.mean(-1, keepdims=True), constant - constant.mean()) for kernel, constant in outputs
-        ]
-        overlap = tuple(table(kernel.T, image) * (2 / channels) for kernel, _ in outputs)
-        offset = tuple(constant @ image * (2 / channels) for _, constant in outputs)
-        updates.append(UpdateTables(query, overlap, offset, jnp.square(image).mean(0)))
-
+        outputs = [(kernel - kernel.mean(-1, keepdims=True), bias - bias.mean()) for kernel, bias in outputs]
+        both = [jnp.concatenate([kernel, bias[None]]) for kernel, bias in outputs]
+        updates.append(
+            UpdateTables(
+                query=query,
+                overlap=tuple(table(kernel.T, image, config.heads) * (2 / channels) for kernel, _ in outputs),
+                offset=tuple(bias @ image * (2 / channels) for _, bias in outputs),
+                gram=tuple(tuple(a @ b.T / channels for b in both) for a in both),
+                energy=jnp.square(image).mean(0),
+            )
+        )
         norm = block["norm_image_to_token"]
         image = image * norm["scale"][:, None]
-        outputs = [(kernel * norm["scale"], constant * norm["scale"]) for kernel, constant in outputs]
+        outputs = [(kernel * norm["scale"], bias * norm["scale"]) for kernel, bias in outputs]
         last_bias = norm["bias"]
     gathers.append(gather_tables(params["two_way"]["final_token_to_image"]))
-    kernel, _ = centred_kernel(params["upscaling"]["conv_0"])
-    return ImageState(embedding, tuple(gathers), tuple(updates), kernel @ image, config.block_norm_eps)
+    kernel, bias = centred_kernel(params["upscaling"]["conv_0"])
+    upscaled = linear_map({"kernel": kernel.T, "bias": bias}, placed=False, heads=1)
+    return ImageState(embedding, tuple(gathers), tuple(updates), upscaled, config.block_norm_eps)
 
 
 def decode_low_rank(model: Sam, variables: Any, state: ImageState, prompts: Prompts) -> MaskPrediction:
@@ -340,6 +420,5 @@ def decode_low_rank(model: Sam, variables: Any, state: ImageState, prompts: Prom
         raise ValueError(
             "decode_low_rank takes no mask prompts: with one, nothing is the image's alone. decode_absorbed takes them."
         )
-    (h, w, channels), sets, dtype = state.embedding.shape, len(prompts.valid), model.config.dtype
-    image = LowRankTokens(None, jnp.ones((sets, 1, h * w), dtype), jnp.zeros((sets, 1, channels), dtype), ())
-    return decode(model, variables, state, image, (h, w), prompts)
+    h, w, _ = state.embedding.shape
+    return decode(model, variables, state, None, (h, w), prompts)

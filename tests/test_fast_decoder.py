@@ -29,7 +29,7 @@ from sam_jax.fast_decoder import (
     unfused,
 )
 from sam_jax.layers import ConvTranspose2x2, layer_norm
-from sam_jax.low_rank import LowRankTokens, decode_low_rank, prepare_image
+from sam_jax.low_rank import decode_low_rank, prepare_image
 from sam_jax.mask_decoder import Upscaling
 
 GRID, HW = (3, 5), 15
@@ -80,13 +80,12 @@ def x64() -> Iterator[None]:
 
 @dataclasses.dataclass
 class Case:
-    """A model, tokens that take part in attention, and the image tokens before block 0, plain and in a form."""
+    """A model, tokens that take part in attention, and the image tokens of a prompt set, plain and in a form."""
 
     config: SamConfig
     params: Any
     form: Any
     image: Any
-    table: jax.Array
     plain: jax.Array
     position: jax.Array
     tokens: jax.Array
@@ -95,23 +94,16 @@ class Case:
     def block(self, i: int) -> Any:
         return self.params["two_way"][f"block_{i}"]
 
-    def written(self) -> jax.Array:
-        """The form's image tokens, [hw, c]."""
-        if isinstance(self.image, LowRankTokens):
-            gain = 1 if self.image.gain is None else self.image.gain[:, None]
-            return gain * self.table + self.image.factors.T @ self.image.rows
-        return self.image.tokens.T
-
     def heads(self, attention: Any, name: str) -> jax.Array:
-        return heads_of(linear(attention[name], self.tokens), self.config.heads)
+        """What a projection makes of the tokens, with [prompt set]."""
+        return heads_of(linear(attention[name], self.tokens), self.config.heads)[None]
 
     def update(self, i: int) -> None:
         """Go through block i's image-to-token attention and norm on both sides."""
         block, config = self.block(i), self.config
         attention, norm = block["image_to_token"], block["norm_image_to_token"]
         key, value = scaled(self.heads(attention, "key")), self.heads(attention, "value")
-        self.image = self.form.update(i, block, self.image, key, value, self.mask)
-        self.table = (self.table - self.table.mean(-1, keepdims=True)) * norm["scale"]
+        self.image = self.form.update(i, block, self.image, key, value, self.mask[None])
         gathered = plain_attention(config, attention, self.plain + self.position, self.tokens, self.tokens, self.mask)
         norm_module = layer_norm(config.block_norm_eps, jnp.dtype(config.dtype))
         self.plain = norm_module.apply({"params": norm}, self.plain + gathered)
@@ -132,13 +124,13 @@ def first_case(form_name: str, number: int) -> Case:
     position = encoder.positions(GRID).reshape(HW, -1)
     if form_name == "low_rank":
         form: Any = jax.jit(prepare_image, static_argnums=0)(model, variables, embedding)
-        image: Any = LowRankTokens(None, jnp.ones((1, HW)), jnp.zeros((1, config.width)), ())
+        image = None
     else:
         form = WrittenForm(position.T, config.block_norm_eps)
-        image = form.written(plain.T)
+        image = form.written(plain.T[None])
     tokens = jnp.asarray(np.random.default_rng(5).normal(size=(number, config.width)))
     mask = jnp.arange(number) % 3 != 2
-    return Case(config, variables["params"]["mask_decoder"], form, image, plain, plain, position, tokens, mask)
+    return Case(config, variables["params"]["mask_decoder"], form, image, plain, position, tokens, mask)
 
 
 @pytest.fixture(params=[("low_rank", 6), ("low_rank", 12), ("absorbed", 6)], ids=["few", "many", "absorbed"])
@@ -148,14 +140,14 @@ def case(request: pytest.FixtureRequest, x64: None) -> Case:
 
 
 def test_attention_and_norm_of_every_block(case: Case) -> None:
+    """What tokens gather, before every update and after the last one, shows each update."""
     for i in range(4):
         params = case.block(i)["token_to_image"] if i < 3 else case.params["two_way"]["final_token_to_image"]
         gathered = case.form.gather(i, params, case.image, scaled(case.heads(params, "query")))
         want = plain_attention(case.config, params, case.tokens, case.plain + case.position, case.plain)
-        np.testing.assert_allclose(linear(params["out"], joined(gathered)), want, atol=1e-11)
+        np.testing.assert_allclose(linear(params["out"], joined(gathered))[0], want, atol=1e-11)
         if i < 3:
             case.update(i)
-            np.testing.assert_allclose(case.written(), case.plain, atol=1e-11)
 
 
 def test_masks_are_the_product_with_the_upscaled_image(case: Case) -> None:
@@ -163,7 +155,11 @@ def test_masks_are_the_product_with_the_upscaled_image(case: Case) -> None:
         case.update(i)
     params = case.params["upscaling"]
     weights = jnp.asarray(np.random.default_rng(6).normal(size=(3, case.config.width // 8)))
-    ours = in_order(masks(params, case.form, case.image, weights)[None], GRID)[0]
+    convolve, parts = case.form.convolution(case.image, params["conv_0"])
+    kernel, bias = centred_kernel(params["conv_0"])
+    convolved = convolve(*(x[0] for x in parts))
+    np.testing.assert_allclose(convolved, kernel @ case.plain.T + bias[:, None], atol=1e-11)
+    ours = in_order(masks(params, convolved, weights)[None], GRID)[0]
     upscaled = Upscaling(case.config).apply({"params": params}, case.plain.reshape(*GRID, -1))
     np.testing.assert_allclose(ours, jnp.einsum("md,hwd->mhw", weights, upscaled), atol=1e-11)
 
