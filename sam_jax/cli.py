@@ -23,7 +23,7 @@ def convert(
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     naming: Literal["meta", "hf"] = "meta",
     family: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    dtype: Literal["stored", "float32", "bfloat16"] = "stored",
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     encoder: bool = False,
     overwrite: bool = False,
 ) -> None:

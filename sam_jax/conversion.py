@@ -25,7 +25,7 @@ def run(
     *,
     naming: Naming = "meta",
     family: str | None = None,
-    dtype: Literal["stored", "float32", "bfloat16"] = "stored",
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     encoder: bool = False,
     overwrite: bool = False,
 ) -> Provenance:
@@ -43,7 +43,8 @@ def run(
     Raises:
       CheckpointError: if the source is no checkpoint that can be converted.
       FileExistsError: if there is something at the output that may not be replaced.
-      ValueError: if there is no such family, or a naming is asked for where none is used.
+      ValueError: if there is no such family, a naming is asked for where none is used, or a number is too large for the
+        dtype.
     """
     to_file = out.suffix in SUFFIXES
     if naming != "meta" and not to_file:
@@ -127,7 +128,16 @@ def _in_background(function: Callable[..., Any], *arguments: Any) -> Future:
 
 def _cast(variables: Any, dtype: str) -> Any:
     import jax
+    import numpy as np
+
+    def cast(path: Any, leaf: Any) -> Any:
+        with np.errstate(over="ignore"):
+            new = np.asarray(leaf).astype(dtype)
+        if np.isfinite(leaf).all() and not np.isfinite(new).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"{name} has numbers up to {np.abs(leaf).max():.4g}, which are too large for {dtype}.")
+        return new
 
     if variables is None or dtype == "stored":
         return variables
-    return variables | {"params": jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"])}
+    return variables | {"params": jax.tree_util.tree_map_with_path(cast, variables["params"])}

@@ -22,6 +22,7 @@ from sam_jax.convert.rules import torch_shapes
 from sam_jax.manifest import Manifest
 
 GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+IOU_TOKEN = "mask_decoder.iou_token.weight"
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +100,24 @@ def test_the_result_says_where_it_comes_from(run, source, tmp_path):
     assert SamConfig.from_dict(own["decoder"]) == sam_jax.load(folder)[0].config
 
 
-def test_a_dtype_is_for_the_parameters_alone(run, source, tensors, tmp_path):
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_a_dtype_is_for_the_parameters_alone(run, source, tensors, tmp_path, dtype):
     file = tmp_path / "x.safetensors"
-    assert run("convert", source, "-o", file, "--dtype", "bfloat16")[0] == 0
+    assert run("convert", source, "-o", file, "--dtype", np.dtype(dtype).name)[0] == 0
     for name, array in read_tensors(file).items():
-        wanted = tensors[name] if name == GAUSSIAN else tensors[name].astype(ml_dtypes.bfloat16)
+        wanted = tensors[name] if name == GAUSSIAN else tensors[name].astype(dtype)
         assert array.dtype == wanted.dtype
         assert array.tobytes() == wanted.tobytes()
+
+
+def test_a_number_that_is_too_large_for_the_dtype_is_refused(run, tensors, tmp_path):
+    safetensors.numpy.save_file(tensors | {IOU_TOKEN: tensors[IOU_TOKEN] * 0 - 7e4}, tmp_path / "large.safetensors")
+    out = tmp_path / "x.safetensors"
+    code, _, error = run("convert", tmp_path / "large.safetensors", "-o", out, "--dtype", "float16")
+    assert code == 1
+    assert error == "sam-jax: mask_decoder/iou_token has numbers up to 7e+04, which are too large for float16.\n"
+    assert not out.exists()
+    assert run("convert", tmp_path / "large.safetensors", "-o", out, "--dtype", "bfloat16")[0] == 0
 
 
 def test_load_reads_what_convert_writes(run, source, tmp_path):

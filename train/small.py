@@ -2,7 +2,8 @@
 
 python -m sam_jax.train.small train RUN             # again, after it was stopped: it goes on where it was
 python -m sam_jax.train.small resize RUN/model NEW  # to larger images, to go on with: train RUN2 --checkpoint NEW
-python -m sam_jax.train.small ship RUN RUN2         # sam_jax/data/small.safetensors and small.json
+python -m sam_jax.train.small grow RUN2/model NEW   # to a larger network: train RUN3 --checkpoint NEW
+python -m sam_jax.train.small ship RUN RUN2 RUN3    # sam_jax/data/small.safetensors and small.json
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from sam_jax.model import Sam, Variables
 from sam_jax.train import evaluate_command
 from sam_jax.train.config import FinetuneConfig, LoopConfig, LossConfig, OptimizerConfig, Simulation
 from sam_jax.train.finetune import MODEL, SCENES, SETTINGS, finetune
+from sam_jax.train.grow import deepen_encoder, widen_decoder, widen_neck
 from sam_jax.train.loop import read_metrics
 from sam_jax.train.report import MEANS_AFTER
 
@@ -33,6 +35,8 @@ IMAGE_SIZE = (128, 128)
 """What training begins with: a step takes a quarter of the time of one with `LARGER`."""
 LARGER = 256
 """Side in pixels of the images that training goes on with, whose details are twice as many tokens long."""
+GROUP = 4
+"""Blocks of a grown encoder up to a global one, and with it."""
 
 ENCODER = ViTConfig(
     width=96, depth=5, heads=3, patch_size=8, window_size=8, global_blocks=(2, 4), out_width=64, image_size=IMAGE_SIZE
@@ -119,14 +123,47 @@ def resize(
     Raises:
       ValueError: for another image encoder than a ViT.
     """
-    (model, variables), (encoder, encoder_variables) = load(checkpoint), load_encoder(checkpoint)
-    if not isinstance(encoder.config, ViTConfig):
-        raise ValueError(f"{checkpoint} must have a ViT as its image encoder; its settings are {encoder.config}.")
+    (model, variables), (encoder, encoder_variables) = load(checkpoint), _load_vit(checkpoint)
     new = dataclasses.replace(encoder.config, image_size=(side, side))
     params = resize_positions(encoder_variables["params"], encoder.config, new)
     decoder = dataclasses.replace(model.config, image_size=new.image_size, grid_size=new.grid_size)
     provenance = Provenance(source=f"{Path(checkpoint).name}, resized to {side} pixels")
     save(out, Sam(decoder), variables, ImageEncoder(new), {"params": params}, provenance=provenance)
+
+
+def grow(
+    checkpoint: Annotated[str, tyro.conf.Positional], out: Annotated[Path, tyro.conf.Positional], seed: int = 0
+) -> None:
+    """Write a checkpoint of a larger network that computes the same: twice the decoder's width, more encoder blocks.
+
+    Args:
+      checkpoint: with a ViT; what `sam_jax.load` takes.
+      out: the folder to make.
+      seed: of the random numbers that let copies learn different things.
+
+    Raises:
+      ValueError: for another image encoder than a ViT.
+    """
+    (model, variables), (encoder, encoder_variables) = load(checkpoint), _load_vit(checkpoint)
+    of_decoder, of_neck, of_blocks = jax.random.split(jax.random.key(seed), 3)
+    model, variables = widen_decoder(of_decoder, model, variables)
+    encoder, encoder_variables = widen_neck(of_neck, encoder, encoder_variables)
+    encoder, encoder_variables = deepen_encoder(of_blocks, encoder, encoder_variables, GROUP)
+    save(
+        out,
+        model,
+        variables,
+        encoder,
+        encoder_variables,
+        provenance=Provenance(source=f"{Path(checkpoint).name}, grown"),
+    )
+
+
+def _load_vit(checkpoint: str) -> tuple[ImageEncoder, Variables]:
+    encoder, variables = load_encoder(checkpoint)
+    if not isinstance(encoder, ImageEncoder):
+        raise ValueError(f"{checkpoint} must have a ViT as its image encoder; its settings are {encoder.config}.")
+    return encoder, variables
 
 
 def _looking_at_places(variables: Variables) -> Variables:
@@ -147,7 +184,7 @@ def _looking_at_places(variables: Variables) -> Variables:
 def ship(
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = DATA, images: int = 300, note: str = ""
 ) -> None:
-    """Write the last run's model as a file with Meta's names, and beside it where it is from and how good.
+    """Write the last run's model in float16 with Meta's names, and beside it where it is from and how good the file is.
 
     Args:
       runs: in the order in which each went on from the one before.
@@ -157,7 +194,7 @@ def ship(
     """
     out.mkdir(parents=True, exist_ok=True)
     file = out / "small.safetensors"
-    conversion.run(str(runs[-1] / MODEL), file, encoder=True, overwrite=True)
+    conversion.run(str(runs[-1] / MODEL), file, dtype="float16", encoder=True, overwrite=True)
     found = {}
     for data in evaluate_command.SCENES:
         report = runs[-1] / f"evaluation-{data}"
@@ -204,4 +241,4 @@ def describe_run(run: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"train": train, "resize": resize, "ship": ship})
+    tyro.extras.subcommand_cli_from_dict({"train": train, "resize": resize, "grow": grow, "ship": ship})

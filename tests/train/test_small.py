@@ -16,6 +16,7 @@ from sam_jax.checkpoints import load_encoder
 from sam_jax.encoder_config import TinyViTConfig
 from sam_jax.tiny_vit import TinyViT
 from sam_jax.train import small
+from sam_jax.train.grow import copies
 
 MOST_BYTES = 4_000_000
 
@@ -70,12 +71,25 @@ def test_for_larger_images_positions_alone_change(folder: Path, tmp_path: Path) 
     assert encoder.config == dataclasses.replace(larger.config, image_size=(128, 128))
 
 
-def test_another_encoder_than_a_vit_has_no_positions_to_interpolate(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_grown_network_is_small_enough_to_ship_in_float16(folder: Path, tmp_path: Path) -> None:
+    small.grow(str(folder), tmp_path / "grown")
+    (model, variables), (encoder, of_encoder) = sam_jax.load(tmp_path / "grown"), load_encoder(tmp_path / "grown")
+    assert (model.config.width, encoder.config.out_width) == (128, 128)
+    assert (encoder.config.depth, encoder.config.global_blocks) == (8, (3, 7))
+    assert 2 * sum(x.size for x in jax.tree.leaves((variables, of_encoder))) < MOST_BYTES
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(*small.IMAGE_SIZE, 3)), jnp.float32)
+    before, of_before = load_encoder(folder)
+    embedding = before.apply(of_before, image)[..., copies(small.DECODER.width)]
+    np.testing.assert_allclose(encoder.apply(of_encoder, image), embedding, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [small.resize, small.grow])
+def test_another_encoder_than_a_vit_is_refused(
+    change: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(small, "load_encoder", lambda path: (TinyViT(TinyViTConfig()), {}))
     with pytest.raises(ValueError, match=r"start must have a ViT as its image encoder; .*TinyViTConfig\("):
-        small.resize(str(folder), tmp_path / "larger")
+        change(str(folder), tmp_path / "larger")
     assert not (tmp_path / "larger").exists()
 
 
