@@ -12,6 +12,7 @@ import numpy as np
 from absl import flags
 from flax import struct
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array
 
 from sam_jax.config import SamConfig
 from sam_jax.encoder_config import Preprocessing
@@ -152,9 +153,13 @@ def make_targets(
       config: settings of the decoder.
       scale: pixels of a target along each side of a low-res pixel.
     """
+    # Almost all of them are zero; and threads of BLAS, which turn idly for a while, would slow the training step down.
     rows, columns = (
-        coverage(scale * low, *sizes)
+        csr_array(coverage(scale * low, *sizes))
         for low, *sizes in zip(config.mask_size, config.image_size, input_size, masks.shape[1:], strict=True)
     )
+    found = np.zeros((len(masks), rows.shape[0], columns.shape[0]), np.float32)
+    for i, mask in enumerate(masks):
+        found[i] = (columns @ (rows @ mask.astype(np.float32)).T).T
     weight = rows.sum(1)[:, None] * columns.sum(1)
-    return rows @ masks.astype(np.float32) @ columns.T / np.where(weight > 0, weight, 1), weight
+    return found / np.where(weight > 0, weight, 1), weight
