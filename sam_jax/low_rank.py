@@ -62,13 +62,13 @@ class Added(NamedTuple):
 
     Attributes:
       maps: A, or the gathered values where these are fewer.
-      values: what the maps are multiplied with: the tokens' values less the first token's, or the identity.
+      values: of each map: the tokens' values less the first token's. None where the maps are values already.
       rows: V: the values of the maps that are factors, each in its head's channels.
       first: what every pixel gets: the first token's values, or nothing.
     """
 
     maps: Float[Array, "heads p n hw"]
-    values: Float[Array, "p heads n d"]
+    values: Float[Array, "p heads n d"] | None
     rows: Float[Array, "p r inner"]
     first: Float[Array, "p inner"]
 
@@ -242,8 +242,8 @@ def gathered(
         return own
     weights = jnp.swapaxes(weights, 0, 1).reshape(p, heads * n, pixels)
     of_factors = product("pkx,prx->pkr", weights.astype(dtype), image.factors)
-    of_levels = [(weights * image.levels[:, i, None]).sum(-1) for i in range(image.levels.shape[1])]
-    of_maps = jnp.concatenate([of_factors, jnp.stack(of_levels, -1)], -1).reshape(p, heads, n, -1)
+    of_levels = product("pkx,pbx->pkb", weights, image.levels)
+    of_maps = jnp.concatenate([of_factors, of_levels], -1).reshape(p, heads, n, -1)
     rows = jnp.concatenate(coefficients(image, table.composed), 1).reshape(p, -1, heads, own.shape[-1])
     return own + product("phnr,prhd->phnd", of_maps.astype(dtype), rows.astype(dtype))
 
@@ -271,9 +271,8 @@ def with_added(
     (p, heads, n, d), pixels = value.shape, weights.shape[-1]
     eye = functools.partial(jnp.eye, dtype=value.dtype)
     if n - 1 > d:  # more tokens than channels in a head
-        maps = product("hpnx,phnd->hpdx", weights, value).astype(weights.dtype)
-        values, first = jnp.broadcast_to(eye(d), (p, heads, d, d)), jnp.zeros((p, heads * d), value.dtype)
-        factors, rows = maps, values
+        factors = maps = product("hpnx,phnd->hpdx", weights, value).astype(weights.dtype)
+        rows, values, first = jnp.broadcast_to(eye(d), (p, heads, d, d)), None, jnp.zeros((p, heads * d), value.dtype)
     else:
         maps, values, first = weights, value - value[:, :, :1], value[:, :, 0].reshape(p, -1)
         factors, rows = maps[:, :, 1:], values[:, :, 1:]
@@ -302,12 +301,16 @@ def normalised(image: LowRankTokens, tables: UpdateTables, epsilon: float) -> Lo
     """
     of_factors, of_both, of_levels = gram(image, tables)
     levels = [image.levels[:, i] for i in range(image.levels.shape[1])]
-    mixed = unfused(product("prs,psx->prx", of_factors, image.factors))
-    variance = unfused((image.factors * mixed).sum(1)) + jnp.square(levels[0]) * tables.energy
+    # On its own, because XLA sums up slowly what it fuses with operands that differ in an axis of one.
+    squares = unfused(image.factors * unfused(product("prs,psx->prx", of_factors, image.factors)))
+    variance = squares.sum(1) + jnp.square(levels[0]) * tables.energy
     with_level = unfused(product("pbr,prx->pbx", 2 * of_both, image.factors))
     for i, level in enumerate(levels):
         added, table = image.added[i], tables.overlap[i]
-        overlap = unfused(product("phnd,hdx->hpnx", added.values, table))
+        if added.values is None:
+            overlap = table[:, None]
+        else:
+            overlap = unfused(product("phnd,hdx->hpnx", added.values, table))
         with_image = product("pk,kx->px", added.first, table.reshape(-1, table.shape[-1])) + tables.offset[i]
         with_image += unfused((added.maps * overlap).sum((0, 2)))
         among_levels = sum(of_levels[:, i, j, None] * other for j, other in enumerate(levels))
