@@ -307,10 +307,7 @@ def normalised(image: LowRankTokens, tables: UpdateTables, epsilon: float) -> Lo
     with_level = unfused(product("pbr,prx->pbx", 2 * of_both, image.factors))
     for i, level in enumerate(levels):
         added, table = image.added[i], tables.overlap[i]
-        if added.values is None:
-            overlap = table[:, None]
-        else:
-            overlap = unfused(product("phnd,hdx->hpnx", added.values, table))
+        overlap = table[:, None] if added.values is None else unfused(product("phnd,hdx->hpnx", added.values, table))
         with_image = product("pk,kx->px", added.first, table.reshape(-1, table.shape[-1])) + tables.offset[i]
         with_image += unfused((added.maps * overlap).sum((0, 2)))
         among_levels = sum(of_levels[:, i, j, None] * other for j, other in enumerate(levels))
