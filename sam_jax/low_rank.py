@@ -96,13 +96,13 @@ class LinearMap:
     Attributes:
       image: K W.
       composed: O W and o' W, of each block before.
-      constant: what is added in the end: b' W, the map's bias, and of keys and queries the positional part. None before
-        the first block where `image` has it.
+      constant: what is added in the end: b' W, the map's bias, and of keys and queries the positional part. Zero before
+        the first block, where `image` has these parts of keys and queries.
     """
 
     image: Float[Array, "*image heads d hw"]
     composed: tuple[Params, ...]
-    constant: Float[Array, "*image heads d #hw"] | None
+    constant: Float[Array, "*image heads d #hw"]
 
 
 @struct.dataclass
@@ -168,13 +168,7 @@ class ImageState:
         token_mask: Bool[Array, "p n"],
     ) -> LowRankTokens:
         """Return the image tokens with the block's factors, normalised; see `ImageForm`."""
-
-        def update(tables: UpdateTables, image: LowRankTokens | None, *tokens: Array) -> LowRankTokens:
-            key, value, token_mask = tokens
-            weights = token_weights(products(image, key, tables.query), token_mask)
-            return normalised(with_added(image, weights.astype(key.dtype), value), tables, self.epsilon)
-
-        return forgetful(update)(self.updates[block], image, key, value, token_mask)
+        return forgetful(functools.partial(updated, self.epsilon))(self.updates[block], image, key, value, token_mask)
 
     def convolution(
         self, image: LowRankTokens, params: Params
@@ -206,6 +200,19 @@ def gather(
     total = jnp.swapaxes(weights.sum(-1), 0, 1)[..., None]
     values = gathered(image, weights, tables.value) / total + tables.value.constant[..., 0][:, None]
     return values.astype(query.dtype)
+
+
+def updated(
+    epsilon: float,
+    tables: UpdateTables,
+    image: LowRankTokens | None,
+    key: Float[Array, "p heads n d"],
+    value: Float[Array, "p heads n d"],
+    token_mask: Bool[Array, "p n"],
+) -> LowRankTokens:
+    """Return the image tokens after an image-to-token attention with scaled keys, and the norm after it."""
+    weights = token_weights(products(image, key, tables.query), token_mask)
+    return normalised(with_added(image, weights.astype(key.dtype), value), tables, epsilon)
 
 
 def products(
@@ -365,7 +372,7 @@ def prepare_image(model: Sam, variables: Any, embedding: Float[Array, "h w c"]) 
         kernel = params["kernel"]
         bias = (last_bias @ kernel + params["bias"]).reshape(heads, -1, 1)
         if placed and not updates:
-            return LinearMap(table(kernel, image + position, heads) + bias, (), None)
+            return LinearMap(table(kernel, image + position, heads) + bias, (), jnp.zeros_like(bias))
         composed = tuple({"kernel": out @ kernel, "bias": constant @ kernel} for out, constant in outputs)
         return LinearMap(
             table(kernel, image, heads), composed, table(kernel, position, heads) + bias if placed else bias

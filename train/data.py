@@ -153,12 +153,12 @@ def make_targets(
       config: settings of the decoder.
       scale: pixels of a target along each side of a low-res pixel.
     """
+    low = tuple(scale * side for side in config.mask_size)
     # Almost all of them are zero; and threads of BLAS, which turn idly for a while, would slow the training step down.
     rows, columns = (
-        csr_array(coverage(scale * low, *sizes))
-        for low, *sizes in zip(config.mask_size, config.image_size, input_size, masks.shape[1:], strict=True)
+        csr_array(coverage(*sizes)) for sizes in zip(low, config.image_size, input_size, masks.shape[1:], strict=True)
     )
-    found = np.zeros((len(masks), rows.shape[0], columns.shape[0]), np.float32)
+    found = np.zeros((len(masks), *low), np.float32)
     for i, mask in enumerate(masks):
         found[i] = (columns @ (rows @ mask.astype(np.float32)).T).T
     weight = rows.sum(1)[:, None] * columns.sum(1)
