@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 
 from sam_jax.config import SamConfig
-from sam_jax.convert.rules import torch_shapes
-from sam_jax.manifest import sha256
+from sam_jax.convert.tables.rules import torch_shapes
+from sam_jax.files.manifest import sha256
 
 WIDTH, BLOCKS, HEADS, GRID, WINDOW = 1280, 32, 16, 64, 14
 GLOBAL_BLOCKS = (7, 15, 23, 31)
 IMPORTS = ("-P", "-c", "import jax, flax.linen, orbax.checkpoint; jax.devices()")
-COMMAND = ("-P", "-c", "from sam_jax.cli import main; main()")
+COMMAND = ("-P", "-c", "from sam_jax.commands.cli import main; main()")
 REPEATS = 3
 
 

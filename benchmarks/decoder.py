@@ -37,12 +37,12 @@ from peers import DEVICE, PEERS, Official, as_arrays, decoding, peers_of
 from sides import CHECKED, MATMUL, Precision, Side, Way, can_decode, first_logits, ours, peer_side
 
 from sam_jax import Prompts, Sam, SamConfig
-from sam_jax.bench import in_turns, machine
+from sam_jax.batch.decode import Path as DecoderPath
+from sam_jax.batch.decode import choose_path
+from sam_jax.commands.bench import in_turns, machine
 from sam_jax.convert import from_torch, to_torch
-from sam_jax.draw import side_by_side
-from sam_jax.plot import line_plot
-from sam_jax.predict import Path as DecoderPath
-from sam_jax.predict import choose_path
+from sam_jax.images.draw import side_by_side
+from sam_jax.images.plot import line_plot
 
 
 def exactness(logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:

@@ -24,9 +24,9 @@ from flax import linen as nn
 from parity.encoders import official_vit, randomise, tiny_vit_variables, vit_variables
 from parity.torch_tiny_vit import TorchTinyViT
 
-from sam_jax.encoder_config import TINY_VIT, VIT_B, VIT_H, VIT_L, VIT_TINY, ViTConfig
-from sam_jax.image_encoder import ImageEncoder
-from sam_jax.tiny_vit import TinyViT
+from sam_jax.encoders.config import TINY_VIT, VIT_B, VIT_H, VIT_L, VIT_TINY, ViTConfig
+from sam_jax.encoders.tiny_vit import TinyViT
+from sam_jax.encoders.vit import ImageEncoder
 
 Encode = Callable[[], np.ndarray]
 

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 import sam_jax
+from sam_jax.commands.random_weights import random_state_dict
 from sam_jax.convert import from_torch
-from sam_jax.random_weights import random_state_dict
 
 REPEATS = 3
 RUN = """

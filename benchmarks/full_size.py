@@ -16,8 +16,8 @@ import tyro
 from torch.nn.functional import interpolate
 
 from sam_jax import binary_masks
-from sam_jax.bench import in_turns, machine
-from sam_jax.resize import input_size_for
+from sam_jax.commands.bench import in_turns, machine
+from sam_jax.images.resize import input_size_for
 
 BATCH = 8
 

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 import sam_jax
+from sam_jax.commands.random_weights import random_state_dict
 from sam_jax.convert import from_torch
-from sam_jax.random_weights import random_state_dict
 
 MB = 1024**2
 FULL_SIZE = {"input_size": (683, 1024), "original_size": (2000, 3000)}

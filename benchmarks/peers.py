@@ -18,7 +18,7 @@ import transformers
 from parity.official import OfficialDecoder
 
 from sam_jax import Prompts, SamConfig
-from sam_jax.bench import Run, seconds_of
+from sam_jax.commands.bench import Run, seconds_of
 
 PEERS = ("pytorch", "pytorch compiled", "pytorch compiled bfloat16", "onnx runtime", "transformers")
 

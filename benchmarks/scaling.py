@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam_jax import Prompts, Sam, predict_masks
-from sam_jax.sharding import make_mesh, replicate, shard_inputs
+from sam_jax.batch.sharding import make_mesh, replicate, shard_inputs
 
 DEVICES = (1, 2, 4, 8)
 STRONG, WEAK = 16, 4  # prompt sets in all, and on each device

@@ -11,8 +11,8 @@ from peers import Given, Peer, as_arrays, fastest
 
 import sam_jax
 from sam_jax import Prompts, Sam, SamConfig
-from sam_jax import predict as ways
-from sam_jax.bench import Run
+from sam_jax.batch import predict as ways
+from sam_jax.commands.bench import Run
 
 CHECKED = 4
 """How many prompt sets are compared with the official package's."""

@@ -26,9 +26,9 @@ import tyro
 from parity.official import OfficialDecoder, random_decoder
 
 import sam_jax
-from sam_jax.bench import in_turns, machine, peak_memory, random_embedding, random_prompts
+from sam_jax.batch.decode import map_groups
+from sam_jax.commands.bench import in_turns, machine, peak_memory, random_embedding, random_prompts
 from sam_jax.convert import from_torch
-from sam_jax.predict import map_groups
 
 Step = Callable[[], tuple[Any, Any]]
 """From nothing to the loss and the gradients."""

@@ -56,7 +56,8 @@ PUBLISHED = {
     ),
 }
 """The checkpoints that can be asked for by name, which is also their family's. The hashes are those that several
-independent projects list."""
+independent projects list.
+"""
 
 
 def locate(source: str | os.PathLike[str]) -> Path:

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from sam_jax.convert.encoder_rules import TINY_VIT, VIT
-from sam_jax.convert.encoder_settings import encoder_kind, tiny_vit_from_shapes, vit_from_hf, vit_from_shapes
-from sam_jax.convert.families import Family, listing
-from sam_jax.convert.gaps import Described, compare
-from sam_jax.convert.names import WRAPPERS, plain
-from sam_jax.convert.rules import Naming, Shape, torch_shapes
-from sam_jax.convert.settings import OWN, own_encoder_config
 from sam_jax.convert.state_dict import Conversion, Identification, choose_family, read_variables, write_variables
-from sam_jax.encoder_config import EncoderConfig, kind_of
+from sam_jax.convert.tables.encoder_rules import TINY_VIT, VIT
+from sam_jax.convert.tables.encoder_settings import encoder_kind, tiny_vit_from_shapes, vit_from_hf, vit_from_shapes
+from sam_jax.convert.tables.families import Family, listing
+from sam_jax.convert.tables.gaps import Described, compare
+from sam_jax.convert.tables.names import WRAPPERS, plain
+from sam_jax.convert.tables.rules import Naming, Shape, torch_shapes
+from sam_jax.convert.tables.settings import OWN, own_encoder_config
+from sam_jax.encoders.config import EncoderConfig, kind_of
 from sam_jax.errors import CheckpointError
 
 TABLES = {"vit": VIT, "tiny_vit": TINY_VIT}
-"""The table of each kind in `sam_jax.encoders`."""
+"""The table of each kind in `sam_jax.encoders.encoder`."""
 
 _ENCODER = re.compile(r"(image_encoder|vision_encoder)\..*")
 _UNUSED = re.compile(r"image_encoder\.(norm_head|head)\..*|.*\.num_batches_tracked")

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sam_jax.convert.mapped_file import MappedFile, checkpoint_errors
-from sam_jax.convert.safetensors_file import is_safetensors, open_safetensors, parse_json
-from sam_jax.convert.stored_tensor import Checkpoint, StoredTensor
-from sam_jax.convert.torch_file import is_torch_legacy, open_torch_legacy, open_torch_zip
-from sam_jax.convert.zip_archive import SIGNATURE
+from sam_jax.convert.reading.mapped_file import MappedFile, checkpoint_errors
+from sam_jax.convert.reading.safetensors_file import is_safetensors, open_safetensors, parse_json
+from sam_jax.convert.reading.stored_tensor import Checkpoint, StoredTensor
+from sam_jax.convert.reading.torch_file import is_torch_legacy, open_torch_legacy, open_torch_zip
+from sam_jax.convert.reading.zip_archive import SIGNATURE
+from sam_jax.convert.tables.settings import OWN
 from sam_jax.errors import CheckpointError, describe
 
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -74,7 +75,7 @@ def _open_file(path: Path) -> Checkpoint:
     if is_torch_legacy(head):
         return open_torch_legacy(file)
     if is_safetensors(head, file.size) or path.suffix == ".safetensors":
-        return open_safetensors(file)
+        return open_safetensors(file, OWN)
     raise CheckpointError(f"This is no PyTorch checkpoint and no safetensors file, but {_foreign(head)}.")
 
 

@@ -8,11 +8,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from sam_jax.config import SamConfig
-from sam_jax.convert.families import Family, find_family, listing, recognise, refuse_relatives, refuse_strangers
-from sam_jax.convert.gaps import Described, Gaps, compare
-from sam_jax.convert.names import sort_out
-from sam_jax.convert.rules import DECODER, NAMINGS, Naming, Slot, Table, flax_shapes, slots, torch_shapes
-from sam_jax.convert.settings import OWN, config_from_hf, config_from_shapes, frame, own_config, own_family
+from sam_jax.convert.tables.families import Family, find_family, listing, recognise, refuse_relatives, refuse_strangers
+from sam_jax.convert.tables.gaps import Described, Gaps, compare
+from sam_jax.convert.tables.names import sort_out
+from sam_jax.convert.tables.rules import DECODER, NAMINGS, Naming, Slot, Table, flax_shapes, slots, torch_shapes
+from sam_jax.convert.tables.settings import OWN, config_from_hf, config_from_shapes, frame, own_config, own_family
 from sam_jax.errors import CheckpointError, describe
 
 Config = TypeVar("Config")

@@ -9,65 +9,66 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sam_jax import convert
-    from sam_jax.checkpoints import load, load_encoder, save
-    from sam_jax.compiled import compile
+    from sam_jax.batch.compiled import compile
+    from sam_jax.batch.decode import Sizes
+    from sam_jax.batch.folder import predict_folder
+    from sam_jax.batch.interactive import click, start_clicks
+    from sam_jax.batch.predict import predict_masks
+    from sam_jax.batch.select import best_masks, mask_boxes, mask_nms, select_masks, stability_score, take_masks
+    from sam_jax.batch.sharding import make_mesh, replicate, shard_inputs
     from sam_jax.config import SamConfig
-    from sam_jax.embeddings import EmbeddingStore
+    from sam_jax.decoder.model import MaskPrediction, Sam
     from sam_jax.errors import CheckpointError
-    from sam_jax.exported import export_decoder
-    from sam_jax.folder import predict_folder
-    from sam_jax.full_size import binary_masks, rle_masks
-    from sam_jax.interactive import click, start_clicks
-    from sam_jax.low_rank import prepare_image
-    from sam_jax.model import MaskPrediction, Sam
-    from sam_jax.pixels import EncodedImage, encode_image, predict_batch, predict_image
-    from sam_jax.predict import Sizes, predict_masks
+    from sam_jax.fast.low_rank import prepare_image
+    from sam_jax.files.checkpoints import load, load_encoder, save
+    from sam_jax.files.embeddings import EmbeddingStore
+    from sam_jax.files.exported import export_decoder
+    from sam_jax.images.full_size import binary_masks, rle_masks
+    from sam_jax.images.pixels import EncodedImage, encode_image, predict_batch, predict_image
+    from sam_jax.images.resize import input_size_for, mask_to_prompt, resize_masks, to_input_frame, to_original_image
     from sam_jax.predictor import Predictor
     from sam_jax.prompts import Prompts
-    from sam_jax.resize import input_size_for, mask_to_prompt, resize_masks, to_input_frame, to_original_image
-    from sam_jax.select import best_masks, mask_boxes, mask_nms, select_masks, stability_score, take_masks
-    from sam_jax.sharding import make_mesh, replicate, shard_inputs
 
 _HOMES = {
     "convert": "",
-    "load": "checkpoints",
-    "load_encoder": "checkpoints",
-    "save": "checkpoints",
+    "load": "files.checkpoints",
+    "load_encoder": "files.checkpoints",
+    "save": "files.checkpoints",
     "SamConfig": "config",
-    "EmbeddingStore": "embeddings",
+    "EmbeddingStore": "files.embeddings",
     "CheckpointError": "errors",
-    "compile": "compiled",
-    "export_decoder": "exported",
-    "binary_masks": "full_size",
-    "rle_masks": "full_size",
-    "click": "interactive",
-    "start_clicks": "interactive",
-    "MaskPrediction": "model",
-    "Sam": "model",
-    "EncodedImage": "pixels",
-    "encode_image": "pixels",
-    "predict_batch": "pixels",
-    "predict_image": "pixels",
-    "Sizes": "predict",
-    "predict_masks": "predict",
+    "compile": "batch.compiled",
+    "export_decoder": "files.exported",
+    "binary_masks": "images.full_size",
+    "rle_masks": "images.full_size",
+    "click": "batch.interactive",
+    "start_clicks": "batch.interactive",
+    "MaskPrediction": "decoder.model",
+    "Sam": "decoder.model",
+    "EncodedImage": "images.pixels",
+    "encode_image": "images.pixels",
+    "predict_batch": "images.pixels",
+    "predict_image": "images.pixels",
+    "Sizes": "batch.decode",
+    "predict_masks": "batch.predict",
     "Predictor": "predictor",
-    "prepare_image": "low_rank",
+    "prepare_image": "fast.low_rank",
     "Prompts": "prompts",
-    "input_size_for": "resize",
-    "mask_to_prompt": "resize",
-    "resize_masks": "resize",
-    "to_input_frame": "resize",
-    "to_original_image": "resize",
-    "best_masks": "select",
-    "mask_boxes": "select",
-    "mask_nms": "select",
-    "select_masks": "select",
-    "stability_score": "select",
-    "take_masks": "select",
-    "make_mesh": "sharding",
-    "replicate": "sharding",
-    "shard_inputs": "sharding",
-    "predict_folder": "folder",
+    "input_size_for": "images.resize",
+    "mask_to_prompt": "images.resize",
+    "resize_masks": "images.resize",
+    "to_input_frame": "images.resize",
+    "to_original_image": "images.resize",
+    "best_masks": "batch.select",
+    "mask_boxes": "batch.select",
+    "mask_nms": "batch.select",
+    "select_masks": "batch.select",
+    "stability_score": "batch.select",
+    "take_masks": "batch.select",
+    "make_mesh": "batch.sharding",
+    "replicate": "batch.sharding",
+    "shard_inputs": "batch.sharding",
+    "predict_folder": "batch.folder",
 }
 
 __all__ = [

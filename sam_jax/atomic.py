@@ -16,8 +16,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2(2)
 def written_whole(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a path to write a file or a folder to, and move the result to `path` when the block ends.
 
-    What is being written lies in a temporary folder beside `path`, which goes away with any exception. A killed
-    process leaves that folder, never a part of `path`.
+    What is being written lies in a temporary folder beside `path`, which goes away with any exception. A killed process
+    leaves that folder, never a part of `path`.
 
     Raises:
       FileExistsError: if `path` exists and `overwrite` is false, or if it holds a folder and the result is a file or

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from sam_jax.checkpoints import load, load_encoder
-from sam_jax.encoders import Encoder
-from sam_jax.model import Sam, Variables
-from sam_jax.pixels import EncodedImage, Prediction, check_fit, encode_image, predict_batch, predict_image
+from sam_jax.decoder.model import Sam, Variables
+from sam_jax.encoders.encoder import Encoder
+from sam_jax.files.checkpoints import load, load_encoder
+from sam_jax.images.pixels import EncodedImage, Prediction, check_fit, encode_image, predict_batch, predict_image
 from sam_jax.prompts import Ragged
 
 ImageLike = UInt8[np.ndarray, "_height _width 3"] | str | os.PathLike[str] | EncodedImage

@@ -1,10 +1,8 @@
 """Prompts: ragged clicks, boxes and masks as arrays with empty slots.
 
 A token is a click or a box corner; its label says what it is. Shapes are made static with empty slots, which nothing
-ever
-attends to, so that padding changes no result. An empty slot is not the official "not a point": that is a real token,
-which
-SAM was trained to see after clicks without a box.
+ever attends to, so that padding changes no result. An empty slot is not the official "not a point": that is a real
+token, which SAM was trained to see after clicks without a box.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,8 +38,7 @@ class Prompts:
     Attributes:
       coordinates: (x, y) of each token in pixels of the input frame.
       labels: what each token is: -2 empty slot, -1 not a point, 0 background click, 1 foreground click, 2 and 3 the top
-        left
-        and bottom right corners of a box.
+        left and bottom right corners of a box.
       masks: mask prompts, logits at 4 times the grid; None where no prompt set has one.
       has_mask: whether the prompt set's mask counts; None where no prompt set has one.
       valid: False for a prompt set that exists only as padding.
@@ -65,10 +62,9 @@ class Prompts:
         """Build prompts from ragged lists or arrays with one entry per prompt set, for one image or many.
 
         The official rule holds for each prompt set on its own: clicks without a box are followed by one "not a point"
-        token.
-        Arrays may be traced, so this also works inside `jit`; lists may hold None where a prompt set has no such
-        prompt. The result
-        is numpy unless a JAX array was given: building compiles nothing and moves nothing to a device.
+        token. Arrays may be traced, so this also works inside `jit`; lists may hold None where a prompt set has no such
+        prompt. The result is numpy unless a JAX array was given: building compiles nothing and moves nothing to a
+        device.
 
         Args:
           points: clicks (x, y) in pixels of the input frame: [prompt set, click, 2].
@@ -76,8 +72,7 @@ class Prompts:
           boxes: (x0, y0, x1, y1) in the input frame: [prompt set, 4], or [prompt set, box, 4] for several in one set.
           masks: logits at 4 times the grid: [prompt set, 4h, 4w].
           images: whether every argument has an image axis (or list) in front of the prompt sets. By default the number
-            of axes
-            tells; only boxes alone, [image, prompt set, 4], look the same as several boxes per prompt set.
+            of axes tells; only boxes alone, [image, prompt set, 4], look the same as several boxes per prompt set.
 
         Raises:
           ValueError: for arguments that do not fit together, or with values that no prompt has.

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from sam_jax.config import SamConfig
-from sam_jax.mask_decoder import MaskDecoder
-from sam_jax.prompt_encoder import MaskDownscaling
+from sam_jax.decoder.mask_decoder import MaskDecoder
+from sam_jax.decoder.prompt_encoder import MaskDownscaling
 
 TWO = (" tokens", " image")
 """What is put behind the path of a part that returns both."""

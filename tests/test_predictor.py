@@ -12,11 +12,11 @@ from random_model import random_variables
 
 from sam_jax import Predictor, Prompts, Sam, binary_masks, predict_masks, prepare_image, select_masks
 from sam_jax.config import TINY
-from sam_jax.encoder_config import VIT_TINY, ViTConfig
-from sam_jax.image_encoder import ImageEncoder
-from sam_jax.pixels import EncodedImage, encode_image, predict_image
-from sam_jax.preprocess import prepare
-from sam_jax.resize import mask_to_prompt, to_input_frame
+from sam_jax.encoders.config import VIT_TINY, ViTConfig
+from sam_jax.encoders.vit import ImageEncoder
+from sam_jax.images.pixels import EncodedImage, encode_image, predict_image
+from sam_jax.images.preprocess import prepare
+from sam_jax.images.resize import mask_to_prompt, to_input_frame
 
 MODEL = Sam(dataclasses.replace(TINY, depth=1))  # compiles faster, and is no other matter here
 VARIABLES = random_variables(MODEL)

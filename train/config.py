@@ -35,8 +35,8 @@ class Simulation:
 
     Attributes:
       clicks: clicks in the error region, one per round after the first prompt.
-      refinements: whether there are two more rounds in which only the last mask is new: one at a random place among
-        the clicks, one at the end.
+      refinements: whether there are two more rounds in which only the last mask is new: one at a random place among the
+        clicks, one at the end.
       boxes: share of the objects whose first prompt is a box, not a click.
       box_noise: standard deviation of a box's edges, as a share of the box's side.
       box_noise_limit: how far an edge moves at most, as a share of the input frame's side (20 of 1024 pixels).

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sam_jax.convert.reader import open_checkpoint, read_tensors
-from sam_jax.convert.stored_tensor import Checkpoint
+from sam_jax.convert.reading.stored_tensor import Checkpoint
 from sam_jax.errors import CheckpointError
 
 

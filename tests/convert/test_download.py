@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sam_jax.convert.download import PUBLISHED, Published, fetch, locate
-from sam_jax.convert.families import FAMILIES
+from sam_jax.convert.tables.families import FAMILIES
 from sam_jax.errors import CheckpointError
 
 CONTENT = bytes(range(256)) * 5000  # more than one chunk of the downloader

@@ -17,11 +17,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from sam_jax.convert.encoders import TABLES, encoder_from_torch, encoder_to_torch, identify_encoder
-from sam_jax.convert.families import FAMILIES
-from sam_jax.convert.gaps import Gaps
-from sam_jax.convert.rules import NAMINGS, flax_shapes, slots, torch_shapes
-from sam_jax.convert.settings import OWN
-from sam_jax.encoder_config import (
+from sam_jax.convert.tables.families import FAMILIES
+from sam_jax.convert.tables.gaps import Gaps
+from sam_jax.convert.tables.rules import NAMINGS, flax_shapes, slots, torch_shapes
+from sam_jax.convert.tables.settings import OWN
+from sam_jax.encoders.config import (
     LITE_MEDSAM,
     TINY_VIT,
     VIT_B,
@@ -33,7 +33,7 @@ from sam_jax.encoder_config import (
     config_to_dict,
     kind_of,
 )
-from sam_jax.encoders import make_encoder
+from sam_jax.encoders.encoder import make_encoder
 from sam_jax.errors import CheckpointError
 
 SMALL = TinyViTConfig(

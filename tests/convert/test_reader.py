@@ -11,8 +11,8 @@ from reading import refusal, refused, write
 from safetensors.numpy import save_file
 from torch_writer import write_torch_zip
 
-from sam_jax.convert import mapped_file
 from sam_jax.convert.reader import open_checkpoint, read_tensors
+from sam_jax.convert.reading import mapped_file
 from sam_jax.errors import CheckpointError
 
 A, B = np.arange(6, dtype=np.float32), np.arange(4, dtype=np.int64)

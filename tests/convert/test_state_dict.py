@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from sam_jax.config import TINY, SamConfig
-from sam_jax.convert.families import FAMILIES
-from sam_jax.convert.gaps import Gaps
-from sam_jax.convert.rules import NAMINGS, flax_shapes, slots, torch_shapes
-from sam_jax.convert.settings import OWN
 from sam_jax.convert.state_dict import from_torch, identify, to_torch
+from sam_jax.convert.tables.families import FAMILIES
+from sam_jax.convert.tables.gaps import Gaps
+from sam_jax.convert.tables.rules import NAMINGS, flax_shapes, slots, torch_shapes
+from sam_jax.convert.tables.settings import OWN
 from sam_jax.errors import CheckpointError
 
 TINY_AS_READ = dataclasses.replace(TINY, heads=8, image_size=(1024, 1024), grid_size=(64, 64))

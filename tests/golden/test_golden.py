@@ -9,12 +9,13 @@ import pytest
 from parity.kinds import KINDS, quieten
 from stages import decoder_stages, mask_stages
 
+from sam_jax.batch.decode import Sizes
+from sam_jax.batch.predict import predict_masks
 from sam_jax.config import SamConfig
 from sam_jax.convert.state_dict import from_torch
-from sam_jax.model import Sam
-from sam_jax.predict import Sizes, predict_masks
+from sam_jax.decoder.model import Sam
+from sam_jax.images.resize import input_size_for, resize_masks
 from sam_jax.prompts import Prompts
-from sam_jax.resize import input_size_for, resize_masks
 
 FOLDER = Path(__file__).parent
 CONFIG = SamConfig.from_json((FOLDER / "config.json").read_text())

@@ -14,7 +14,7 @@ from parity.official import OfficialDecoder, difference, random_decoder
 
 from sam_jax.config import TINY, SamConfig
 from sam_jax.convert.state_dict import from_torch
-from sam_jax.model import Sam
+from sam_jax.decoder.model import Sam
 
 # The norm over the 2 channels that TINY has after the first mask convolution amplifies rounding; 4 are what SAM has.
 SMALL = dataclasses.replace(TINY, mask_channels=16)

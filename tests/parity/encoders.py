@@ -9,9 +9,9 @@ import torch
 from parity.official import modeling
 
 from sam_jax.convert.encoders import encoder_from_torch
-from sam_jax.convert.rules import Naming
-from sam_jax.convert.settings import OWN
-from sam_jax.encoder_config import TinyViTConfig, ViTConfig, config_to_dict
+from sam_jax.convert.tables.rules import Naming
+from sam_jax.convert.tables.settings import OWN
+from sam_jax.encoders.config import TinyViTConfig, ViTConfig, config_to_dict
 
 Tensors = Mapping[str, Any]
 

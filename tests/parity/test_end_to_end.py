@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from parity.kinds import KINDS, QUIET, prompts_in_pixels
 
-from sam_jax.predict import Sizes, predict_masks
+from sam_jax.batch.decode import Sizes
+from sam_jax.batch.predict import predict_masks
 from sam_jax.prompts import Prompts
 
 TOLERANCE = 1e-5

@@ -15,8 +15,8 @@ from parity.torch_tiny_vit import TorchTinyViT
 
 import sam_jax
 from sam_jax.config import TINY
-from sam_jax.encoder_config import VIT_TINY, TinyViTConfig
-from sam_jax.preprocess import prepare
+from sam_jax.encoders.config import VIT_TINY, TinyViTConfig
+from sam_jax.images.preprocess import prepare
 
 DECODER = dataclasses.replace(TINY, width=64, heads=8, iou_head_width=64, mask_channels=16)
 """With the heads that every family has. The file tells the rest, where a ViT is in it."""

@@ -12,8 +12,8 @@ import torch
 import transformers
 from parity.encoders import official_vit, randomise, vit_variables
 
-from sam_jax.encoder_config import VIT_B, VIT_H, VIT_L, VIT_TINY
-from sam_jax.image_encoder import Block, ImageEncoder, resize_positions
+from sam_jax.encoders.config import VIT_B, VIT_H, VIT_L, VIT_TINY
+from sam_jax.encoders.vit import Block, ImageEncoder, resize_positions
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
 """In standard deviations of the official values."""

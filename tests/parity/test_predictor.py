@@ -15,7 +15,7 @@ from PIL import Image
 from sam_jax import Predictor
 from sam_jax.config import TINY
 from sam_jax.convert import own_metadata, write_tensors
-from sam_jax.encoder_config import VIT_TINY
+from sam_jax.encoders.config import VIT_TINY
 
 # At full size in pixels, and small in everything else.
 DECODER = dataclasses.replace(TINY, mask_channels=16, image_size=(1024, 1024), grid_size=(64, 64))

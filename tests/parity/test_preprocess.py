@@ -8,7 +8,7 @@ import torch
 from parity.official import modeling
 from segment_anything.utils import transforms
 
-from sam_jax.preprocess import prepare
+from sam_jax.images.preprocess import prepare
 
 SIZES = [
     (1200, 1800),

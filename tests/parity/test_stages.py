@@ -14,10 +14,10 @@ from parity.kinds import QUIET
 from parity.official import channels_last, difference, record
 from stages import decoder_stages, mask_stages
 
-from sam_jax import mask_decoder
 from sam_jax.config import SamConfig
-from sam_jax.positional import fourier_features, grid_features
-from sam_jax.prompt_encoder import PromptEncoder
+from sam_jax.decoder import mask_decoder
+from sam_jax.decoder.positional import fourier_features, grid_features
+from sam_jax.decoder.prompt_encoder import PromptEncoder
 
 every_pair = pytest.mark.parametrize("pair", ["wide", "full-size"], indirect=True, scope="session")
 

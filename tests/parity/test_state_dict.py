@@ -10,11 +10,11 @@ import transformers
 from parity.official import OfficialDecoder, modeling, random_decoder, randomise_norms
 from safetensors.numpy import load_file, save_file
 
+from sam_jax.batch.predict import predict_masks
 from sam_jax.config import TINY, SamConfig
 from sam_jax.convert import from_torch, identify, open_checkpoint, to_torch
+from sam_jax.decoder.model import Sam
 from sam_jax.errors import CheckpointError
-from sam_jax.model import Sam
-from sam_jax.predict import predict_masks
 from sam_jax.prompts import Prompts
 
 CONFIGS = {

@@ -9,8 +9,8 @@ import torch
 from parity.encoders import randomise, tiny_vit_variables
 from parity.torch_tiny_vit import TorchTinyViT
 
-from sam_jax.encoder_config import TINY_VIT, TinyViTConfig
-from sam_jax.tiny_vit import Stage, TinyViT
+from sam_jax.encoders.config import TINY_VIT, TinyViTConfig
+from sam_jax.encoders.tiny_vit import Stage, TinyViT
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
 """In standard deviations of PyTorch's values."""

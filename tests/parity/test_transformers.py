@@ -12,10 +12,10 @@ import torch
 import transformers
 from parity.official import randomise_norms
 
+from sam_jax.batch.predict import predict_masks
 from sam_jax.config import TINY
 from sam_jax.convert.state_dict import from_torch
-from sam_jax.model import Sam
-from sam_jax.predict import predict_masks
+from sam_jax.decoder.model import Sam
 from sam_jax.prompts import Prompts
 
 TOLERANCE = 1e-5

@@ -7,7 +7,7 @@ from parity.official import modeling
 from torch import nn
 from torch.nn import functional
 
-from sam_jax.encoder_config import TinyViTConfig
+from sam_jax.encoders.config import TinyViTConfig
 
 
 def conv_norm(inputs: int, outputs: int, side: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -14,15 +14,15 @@ from random_model import MODEL as TINY_MODEL
 from random_model import random_embedding, random_variables
 
 from sam_jax import Sam, predict_masks, replicate, save
-from sam_jax.encoder_config import ViTConfig
-from sam_jax.image_encoder import ImageEncoder
-from sam_jax.manifest import Provenance
-from sam_jax.train import step as step_module
+from sam_jax.encoders.config import ViTConfig
+from sam_jax.encoders.vit import ImageEncoder
+from sam_jax.files.manifest import Provenance
 from sam_jax.train.config import OptimizerConfig, Simulation
-from sam_jax.train.data import Batch
-from sam_jax.train.optimizer import PRESETS, learning_rate_scales, make_optimizer
-from sam_jax.train.state import TrainState, flatten, init_state
-from sam_jax.train.step import Step, make_step
+from sam_jax.train.data.batches import Batch
+from sam_jax.train.learning import step as step_module
+from sam_jax.train.learning.optimizer import PRESETS, learning_rate_scales, make_optimizer
+from sam_jax.train.learning.state import TrainState, flatten, init_state
+from sam_jax.train.learning.step import Step, make_step
 
 MODEL = Sam(
     dataclasses.replace(

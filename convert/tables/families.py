@@ -1,0 +1,183 @@
+"""Which family a checkpoint is of: from names and shapes alone, no data is read.
+
+Families share the decoder's code and differ in what is around it. MedSAM, MobileSAM and SAM cannot be told apart by the
+decoder; the image encoder's names and shapes tell more where they are in the file.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from sam_jax.convert.tables.rules import Naming, Shape
+from sam_jax.encoders.config import Preprocessing
+from sam_jax.errors import CheckpointError, describe
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Checkpoints that are used alike, with the settings that no decoder's weights tell.
+
+    Attributes:
+      name: what `family=` takes.
+      title: its name in print.
+      licence: of the weights that its authors publish.
+      block_norm_eps: as in `SamConfig`, like all below.
+      final_norm_eps: epsilon of the norm after the final attention.
+      image_size: height and width in pixels of the input frame.
+      grid_size: height and width of the image embedding.
+      heads: attention heads.
+      preprocessing: as in the encoder's settings.
+    """
+
+    name: str
+    title: str
+    licence: str = "Apache-2.0"
+    block_norm_eps: float = 1e-5
+    final_norm_eps: float = 1e-5
+    image_size: tuple[int, int] = (1024, 1024)
+    grid_size: tuple[int, int] = (64, 64)
+    heads: int = 8
+    preprocessing: Preprocessing = "sam"
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        # What has SAM's decoder and no sign of another family: its own weights, or a relative's with its settings.
+        Family("sam", "Segment Anything", licence="Apache-2.0 (Segment Anything's own weights)"),
+        Family("sam_vit_b", "Segment Anything, ViT-B"),
+        Family("sam_vit_l", "Segment Anything, ViT-L"),
+        Family("sam_vit_h", "Segment Anything, ViT-H"),
+        Family("medsam", "MedSAM", preprocessing="medsam"),
+        Family("lite_medsam", "LiteMedSAM", image_size=(256, 256), preprocessing="lite_medsam"),
+        Family("mobile_sam", "MobileSAM"),
+        Family("mobile_sam_v2", "MobileSAMv2"),
+        Family("repvit_sam", "RepViT-SAM"),
+        Family("tiny_sam", "TinySAM"),
+        Family("edge_sam", "EdgeSAM", licence="NTU S-Lab License 1.0 (non-commercial)"),
+        Family("slim_sam", "SlimSAM"),
+        Family("micro_sam", "micro-sam", licence="CC-BY-4.0 (the published models)"),
+        Family("efficientvit_sam", "EfficientViT-SAM", block_norm_eps=1e-6, final_norm_eps=1e-6),
+        Family("sam_med2d", "SAM-Med2D", image_size=(256, 256), grid_size=(16, 16)),
+        Family("samed", "SAMed", licence="MIT", image_size=(512, 512), grid_size=(32, 32)),
+        Family("hf_sam", "Hugging Face SamModel", licence="that of the model it was made from", block_norm_eps=1e-6),
+    )
+}
+"""Every family that can be converted, by name."""
+
+# A checkpoint is recognised in its listing: one line per tensor, `name (shape)`. The first pattern that is found wins.
+_EVIDENCE: tuple[tuple[str, str], ...] = (
+    (r"^(model_state\.sam|decoder_state)\.", "micro_sam"),
+    (r"^PromtEncoder\.", "mobile_sam_v2"),
+    (r"^w_a_000 ", "samed"),
+    (r"\bimage_encoder\.blocks\.0\.Adapter\.", "sam_med2d"),
+    (r"\bimage_encoder\.backbone\.", "efficientvit_sam"),
+    (r"\bimage_encoder\.(fuse_stage2|features\.\d+\.token_mixer\.0\.conv1\.c)\.", "edge_sam"),
+    (r"\bimage_encoder\.features\.", "repvit_sam"),
+    # TinyViT. LiteMedSAM's stem keeps the resolution, by kernels of one pixel; TinySAM's is MobileSAM's.
+    (r"\bimage_encoder\.patch_embed\.seq\.0\.c\.weight \(\d+, 3, 1, 1\)", "lite_medsam"),
+    (r"\bimage_encoder\.patch_embed\.seq\.", "mobile_sam"),
+    (r"\bimage_encoder\.patch_embed\.proj\.weight \((384|168), 3, 16, 16\)", "slim_sam"),
+    (r"\bimage_encoder\.patch_embed\.proj\.weight \(768, 3, 16, 16\)", "sam_vit_b"),
+    (r"\bimage_encoder\.patch_embed\.proj\.weight \(1024, 3, 16, 16\)", "sam_vit_l"),
+    (r"\bimage_encoder\.patch_embed\.proj\.weight \(1280, 3, 16, 16\)", "sam_vit_h"),
+)
+
+_OBJECT_SCORE = r"\bobj_score_token\.weight "
+NOT_YET = "It is recognised, but not supported yet."
+
+Kind = tuple[tuple[str, ...], str]
+"""What is refused: the patterns that are all found in its listing, and what to say."""
+
+_RELATIVES: tuple[Kind, ...] = (
+    (
+        (r"\bfinal_output_upscaling_layers\.",),
+        "EfficientSAM. Its decoder has as many tensors and numbers as SAM's and computes something else: other "
+        "residuals, GELU, a group norm and its own prompt padding. It is not supported.",
+    ),
+    ((r"\bhf_token\.weight ", _OBJECT_SCORE), f"HQ-SAM 2. {NOT_YET}"),
+    ((r"\bh[fq]_token\.weight ",), f"SAM-HQ. {NOT_YET}"),
+    ((r"\btracker\.model\.interactive_sam_mask_decoder\.",), f"SAM 3.1. {NOT_YET}"),
+    (
+        (r"\biou_token\.weight \(16, ",),
+        "the multiplex head of SAM 3.1. It follows sixteen objects through a video and takes no prompts. "
+        "It is not supported.",
+    ),
+    ((_OBJECT_SCORE, r"\bconv_s0\.", r"\btransformer\.layers\.0\.mlp\.lin1\."), f"SAM 3's tracker. {NOT_YET}"),
+    (
+        (_OBJECT_SCORE, r"\btransformer\.layers\.0\.mlp\.proj_in\."),
+        f"SAM 2, EdgeTAM or SAM 3's tracker, by Hugging Face's names. {NOT_YET}",
+    ),
+    ((_OBJECT_SCORE, r"\bconv_s0\."), f"SAM 2, SAM 2.1, MedSAM2 or EdgeTAM. {NOT_YET}"),
+    ((_OBJECT_SCORE,), f"EfficientTAM. {NOT_YET}"),
+    (
+        (r"\bmask_downscaling\.0\.weight \((\d+, ){4}\d+\)",),
+        "a decoder for volumes, such as SAM-Med3D. Only decoders for images are supported.",
+    ),
+    (
+        (r"\b(prompt_encoder|mask_decoder|transformer\.layers)\..*\.(lora_|w_[ab][._])",),
+        "a decoder with low-rank adapters (LoRA) beside its weights. Merge them into the weights first.",
+    ),
+)
+_STRANGERS: tuple[Kind, ...] = (
+    (
+        (r"\bout_conv\.", r"\b(deconv\d|deconv_out|decoder_head)\."),
+        "a UNETR decoder, such as micro-sam's for automatic segmentation. It takes no prompts. It is not supported.",
+    ),
+    ((r"^(.*\.)?detector(_model)?\.",), "SAM 3's detector, without its tracker. It is not supported."),
+    ((r"\b(image_encoder|vision_encoder|patch_embed)\.",), "an image encoder alone. There is no decoder in it."),
+)
+
+
+def listing(shapes: Mapping[str, Shape]) -> str:
+    """Return the text that families are recognised in: one line per tensor, its name in the file and its shape."""
+    return "\n".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+
+
+def find_family(name: str) -> Family:
+    """Return a family by name.
+
+    Raises:
+      ValueError: if there is none of that name.
+    """
+    if name not in FAMILIES:
+        raise ValueError(f"There is no family {describe(name)}. Families: {', '.join(FAMILIES)}.")
+    return FAMILIES[name]
+
+
+def recognise(text: str, naming: Naming) -> Family:
+    """Return the family that a listing speaks of; `sam` where it says nothing."""
+    if naming == "hf":
+        return FAMILIES["hf_sam"]
+    return FAMILIES[next((name for pattern, name in _EVIDENCE if _found(pattern, text)), "sam")]
+
+
+def refuse_relatives(text: str) -> None:
+    """Refuse a listing of SAM's relatives whose decoder cannot be converted.
+
+    Raises:
+      CheckpointError: naming the family.
+    """
+    _refuse(_RELATIVES, text)
+
+
+def refuse_strangers(text: str) -> None:
+    """Refuse the listing of a checkpoint in which no tensor has a decoder's name.
+
+    Raises:
+      CheckpointError: naming what it is, or its first tensors where that is not known.
+    """
+    _refuse(_STRANGERS, text)
+    lines = text.splitlines()
+    seen = f"of its {len(lines)} tensors, the first are {', '.join(lines[:3])}" if lines else "it holds no tensors"
+    raise CheckpointError(f"This checkpoint is not a SAM decoder: {seen}.")
+
+
+def _refuse(kinds: tuple[Kind, ...], text: str) -> None:
+    for patterns, what in kinds:
+        if all(_found(pattern, text) for pattern in patterns):
+            raise CheckpointError(f"This checkpoint is {what}")
+
+
+def _found(pattern: str, text: str) -> bool:
+    return re.search(pattern, text, re.MULTILINE) is not None

@@ -1,0 +1,102 @@
+"""Every program compiled before the first request, so that a service never compiles on one."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from sam_jax.batch.decode import Images, Sizes, decode_batch, default_chunk, pad_inputs
+from sam_jax.batch.predict import check_inputs
+from sam_jax.decoder.model import MaskPrediction, Sam, Variables
+from sam_jax.errors import describe
+from sam_jax.prompts import Prompts
+
+Key = tuple[tuple[int, ...], bool]
+"""What tells one program from another: [(image,) prompt set, token], and whether there are mask prompts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledDecoder:
+    """Compiled programs for a few sizes, as `compile` makes them.
+
+    Attributes:
+      model: the decoder.
+      sizes: what the numbers of tokens, prompt sets and images are rounded up to.
+      programs: the compiled program for each size.
+    """
+
+    model: Sam
+    sizes: Sizes
+    programs: Mapping[Key, jax.stages.Compiled]
+
+    def __call__(self, variables: Variables, embeddings: Images, prompts: Prompts) -> MaskPrediction:
+        """Return all masks and scores as `predict_masks` does, but with the padding left on.
+
+        Cutting it off would compile. The first entries are those of `prompts`; `valid` is False, and `iou` minus
+        infinity, for prompt sets that exist only as padding.
+
+        Raises:
+          ValueError: for inputs that do not fit the model or each other, or are larger than every compiled size.
+        """
+        check_inputs(self.model.config, embeddings, prompts)
+        embeddings, padded = pad_inputs(embeddings, prompts, self.sizes)
+        key = padded.labels.shape, padded.masks is not None
+        if key not in self.programs:
+            axes = "[image, prompt set, token]" if len(key[0]) == 3 else "[prompt set, token]"
+            known = ", ".join(str(list(shape)) for shape, masks in self.programs if masks == key[1])
+            with_masks = "with" if key[1] else "without"
+            raise ValueError(
+                f"No program was compiled for {axes} {list(prompts.labels.shape)} {with_masks} mask prompts; "
+                f"compiled are {known or 'none'}."
+            )
+        return self.programs[key](variables, embeddings, padded)
+
+
+def compile(
+    model: Sam,
+    variables: Variables,
+    *,
+    sizes: Sizes,
+    images: bool = False,
+    masks: bool = False,
+    chunk: int | None = None,
+) -> CompiledDecoder:
+    """Compile the decoder for every combination of `sizes`.
+
+    Args:
+      model: the decoder.
+      variables: its variables; only shapes and dtypes are read.
+      sizes: numbers of tokens, prompt sets and images to compile for.
+      images: whether embeddings have an image axis; if not, `sizes.images` is not used.
+      masks: whether some requests have mask prompts; then each size is compiled with and without.
+      chunk: how many prompt sets are decoded at once, as in `predict_masks`.
+    """
+    if not isinstance(sizes, Sizes):
+        raise ValueError(f"sizes must be a sam_jax.Sizes, got {describe(sizes)}.")
+    config = model.config
+    chunk = default_chunk() if chunk is None else chunk
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+    counts = [sizes.images] if images else []
+    programs = {}
+    for *batch, tokens in itertools.product(*counts, sizes.prompt_sets, sizes.tokens):
+        for with_masks in (False, True) if masks else (False,):
+            embedding = jax.ShapeDtypeStruct((*batch[:-1], *config.grid_size, config.width), jnp.float32)
+            prompts = prompt_shapes(tuple(batch), tokens, config.mask_size if with_masks else None)
+            program = decode_batch.lower(model, shapes, embedding, prompts, chunk).compile()
+            programs[(*batch, tokens), with_masks] = program
+    return CompiledDecoder(model, sizes, programs)
+
+
+def prompt_shapes(batch: tuple[int, ...], tokens: int, mask_size: tuple[int, int] | None) -> Prompts:
+    """Return prompts of shapes instead of arrays, for tracing ahead of time."""
+    return jax.eval_shape(
+        lambda: Prompts(
+            coordinates=jnp.zeros((*batch, tokens, 2)),
+            labels=jnp.zeros((*batch, tokens), jnp.int32),
+            masks=None if mask_size is None else jnp.zeros((*batch, *mask_size)),
+            has_mask=None if mask_size is None else jnp.zeros(batch, bool),
+            valid=jnp.zeros(batch, bool),
+        )
+    )

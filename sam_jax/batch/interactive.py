@@ -1,0 +1,84 @@
+"""Click after click: each prediction's best logits are the next mask prompt.
+
+The state is a `Prompts` with empty slots for the clicks to come, so everything stays one shape: one compilation, and a
+whole session is a `lax.scan`. It is the same for one object, for many, and for many images.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Float, Int
+
+from sam_jax.batch.decode import Images
+from sam_jax.batch.predict import predict_masks
+from sam_jax.batch.select import best_masks
+from sam_jax.config import SamConfig
+from sam_jax.decoder.model import MaskPrediction, Sam, Variables
+from sam_jax.prompts import EMPTY, NOT_A_POINT, AnyArray, Prompts
+
+
+def start_clicks(
+    config: SamConfig, batch: tuple[int, ...], clicks: int, boxes: Float[AnyArray, "*batch 4"] | None = None
+) -> Prompts:
+    """Return the state before the first click: room for `clicks` clicks for each prompt set, no mask yet.
+
+    Args:
+      config: settings of the decoder.
+      batch: number of objects, `(prompt sets,)` or `(images, prompt sets)`.
+      clicks: how many clicks each object may get.
+      boxes: a box (x0, y0, x1, y1) to begin each object with.
+    """
+    if boxes is None:
+        # What the official rule appends to clicks without a box.
+        coordinates, labels = jnp.zeros((*batch, 1, 2)), jnp.full((*batch, 1), NOT_A_POINT)
+    else:
+        given = Prompts.build(boxes=jnp.asarray(boxes), images=len(batch) == 2)
+        coordinates, labels = given.coordinates, given.labels
+    return Prompts(
+        coordinates=jnp.concatenate([coordinates, jnp.zeros((*batch, clicks, 2))], -2),
+        labels=jnp.concatenate([labels, jnp.full((*batch, clicks), EMPTY)], -1),
+        masks=jnp.zeros((*batch, *config.mask_size)),
+        has_mask=jnp.zeros(batch, bool),
+        valid=jnp.ones(batch, bool),
+    )
+
+
+def click(
+    model: Sam,
+    variables: Variables,
+    embeddings: Images,
+    state: Prompts,
+    points: Float[AnyArray, "*batch 2"],
+    labels: Int[AnyArray, "*batch"],
+) -> tuple[MaskPrediction, Prompts]:
+    """Add one click to each object, predict, and return the prediction and the next state.
+
+    The next state's mask prompt is each object's best mask (`best_masks`).
+
+    Args:
+      model: the decoder, static.
+      variables: its variables.
+      embeddings: image embeddings, [h, w, c] or [image, h, w, c], or what `prepare_image` made of them.
+      state: what `start_clicks` or the last `click` returned.
+      points: a click (x, y) for each object, in the input frame.
+      labels: 1 foreground, 0 background, -2 for an object that gets no click this time.
+
+    Raises:
+      ValueError: where a click has no empty slot left (not seen inside `jit`).
+    """
+    points, labels = jnp.asarray(points, jnp.float32), jnp.asarray(labels)
+    empty = state.labels == EMPTY
+    if not isinstance(empty, Tracer) and not (np.asarray(empty).any(-1) | np.asarray(labels == EMPTY)).all():
+        raise ValueError(f"No empty slot is left for another click; start_clicks made {state.labels.shape[-1]} slots.")
+    slot = jnp.arange(empty.shape[-1]) == jnp.argmax(empty, -1)[..., None]
+    slot = slot & (labels != EMPTY)[..., None]
+    state = dataclasses.replace(
+        state,
+        coordinates=jnp.where(slot[..., None], points[..., None, :], state.coordinates),
+        labels=jnp.where(slot, labels[..., None], state.labels),
+    )
+    prediction = predict_masks(model, variables, embeddings, state)
+    logits, _ = best_masks(prediction, state)
+    return prediction, dataclasses.replace(state, masks=logits.astype(jnp.float32), has_mask=jnp.ones_like(state.valid))

@@ -1,0 +1,108 @@
+"""Which masks to use: by rule, by score, by stability, without near-copies.
+
+The official code is `segment_anything/utils/amg.py` and `utils/onnx.py`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from sam_jax.decoder.model import MaskPrediction
+from sam_jax.prompts import BACKGROUND, Prompts
+
+
+def select_masks(
+    prediction: MaskPrediction, multimask: bool = True
+) -> tuple[Float[Array, "*batch k my mx"], Float[Array, "*batch k"]]:
+    """Return logits and scores of the multimask outputs (masks 1, 2, 3), or of mask 0 alone.
+
+    Args:
+      prediction: what `predict_masks` returned.
+      multimask: True for one ambiguous prompt such as a click, False for several prompts or a box.
+    """
+    chosen = slice(1, None) if multimask else slice(0, 1)
+    return prediction.logits[..., chosen, :, :], prediction.iou[..., chosen]
+
+
+def best_masks(
+    prediction: MaskPrediction, prompts: Prompts
+) -> tuple[Float[Array, "*batch my mx"], Float[Array, "*batch"]]:
+    """Return one mask and its score for each prompt set: the best-scored multimask output, or mask 0 where the prompt
+    is clear.
+
+    A prompt is clear from three clicks and box corners on (`SamOnnxModel.select_masks`). Empty slots and "not a point"
+    tokens are not counted, so the choice does not depend on padding.
+
+    Args:
+      prediction: what `predict_masks` returned.
+      prompts: the prompts that it was made from.
+    """
+    clear = (prompts.labels >= BACKGROUND).sum(-1) >= 3
+    index = jnp.where(clear, 0, 1 + jnp.argmax(prediction.iou[..., 1:], axis=-1))
+    return take_masks(prediction, index)
+
+
+def take_masks(
+    prediction: MaskPrediction, index: Int[Array, "*batch"]
+) -> tuple[Float[Array, "*batch my mx"], Float[Array, "*batch"]]:
+    """Return the mask and the score with the given index (0 to m - 1) of each prompt set."""
+    logits = jnp.take_along_axis(prediction.logits, index[..., None, None, None], axis=-3)
+    return logits[..., 0, :, :], jnp.take_along_axis(prediction.iou, index[..., None], axis=-1)[..., 0]
+
+
+def stability_score(
+    logits: Float[Array, "*batch height width"], offset: float = 1.0, threshold: float = 0.0
+) -> Float[Array, "*batch"]:
+    """Return how little a mask changes with its threshold: area(logit > threshold + offset) / area(logit > threshold -
+    offset).
+
+    A mask that is empty at both thresholds scores 0.
+
+    Args:
+      logits: masks as logits.
+      offset: how far the threshold moves up and down.
+      threshold: where the mask ends.
+    """
+    inner = (logits > threshold + offset).sum((-2, -1))
+    outer = (logits > threshold - offset).sum((-2, -1))
+    return jnp.where(outer > 0, inner / jnp.maximum(outer, 1), 0.0)
+
+
+def mask_boxes(masks: Bool[Array, "*batch height width"]) -> Float[Array, "*batch 4"]:
+    """Return the boxes (x0, y0, x1, y1) of masks, from the first to the last pixel; zeros for an empty mask."""
+    rows, columns = masks.any(-1), masks.any(-2)
+
+    def ends(used: Bool[Array, "*batch length"]) -> tuple[Array, Array]:
+        return jnp.argmax(used, -1), used.shape[-1] - 1 - jnp.argmax(used[..., ::-1], -1)
+
+    (y0, y1), (x0, x1) = ends(rows), ends(columns)
+    boxes = jnp.stack([x0, y0, x1, y1], -1).astype(jnp.float32)
+    return jnp.where(rows.any(-1)[..., None], boxes, 0.0)
+
+
+def mask_nms(
+    masks: Bool[Array, "k height width"], scores: Float[Array, " k"], iou_threshold: float = 0.7
+) -> Bool[Array, " k"]:
+    """Return which masks to keep: each one unless it overlaps a better-scored kept one by more than `iou_threshold`.
+
+    Overlap is the IoU of the masks themselves, not of their boxes. Masks whose score is minus infinity (padding) are
+    not kept.
+
+    Args:
+      masks: binary masks; low-res ones are usually enough.
+      scores: a score each; of equal ones the first wins.
+      iou_threshold: largest IoU of two kept masks.
+    """
+    order = jnp.argsort(-scores, stable=True)
+    flat = masks.reshape(masks.shape[0], -1)[order].astype(jnp.float32)
+    # Counts up to 2^24 are exact in float32, the size of a 4096 x 4096 mask.
+    shared = jnp.matmul(flat, flat.T, precision=jax.lax.Precision.HIGHEST)
+    area = jnp.diagonal(shared)
+    iou = shared / jnp.maximum(area[:, None] + area[None] - shared, 1)
+
+    def visit(i: Array, keep: Bool[Array, " k"]) -> Bool[Array, " k"]:
+        earlier = jnp.arange(keep.shape[0]) < i
+        return keep.at[i].set(keep[i] & ~(keep & earlier & (iou[i] > iou_threshold)).any())
+
+    kept = jax.lax.fori_loop(0, len(scores), visit, jnp.isfinite(scores[order]))
+    return jnp.zeros_like(kept).at[order].set(kept)

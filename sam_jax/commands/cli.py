@@ -1,0 +1,322 @@
+"""The `sam-jax` command: one function per subcommand, each importing what is heavy when it runs."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from platformdirs import user_cache_path
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sam_jax.errors import CheckpointError
+from sam_jax.train.config import FinetuneConfig, choose_config
+
+
+def convert(
+    source: Annotated[str, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    naming: Literal["meta", "hf"] = "meta",
+    family: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
+    encoder: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Convert a checkpoint between PyTorch and JAX.
+
+    Args:
+      source: a .pth, .pt or .safetensors file, a Hugging Face folder, a folder that this command made, or the name of a
+        published checkpoint: sam_vit_b, sam_vit_l, sam_vit_h, mobile_sam.
+      out: what to write: a .safetensors or (with PyTorch installed) .pth file, else a folder that sam_jax.load reads.
+      naming: whose names the tensors of a file get, Meta's or Hugging Face's.
+      family: whose settings to use, where the source does not tell; a wrong name lists them all.
+      dtype: of the trainable parameters; the Gaussian matrix and batch norms' statistics are kept as they are.
+      encoder: keep the image encoder, too. A folder that was made so keeps it without being told again.
+      overwrite: replace what is at the output.
+    """
+    from sam_jax.files import conversion
+
+    with Console(stderr=True).status(f"Converting {source}"):
+        provenance = conversion.run(
+            source, out, naming=naming, family=family, dtype=dtype, encoder=encoder, overwrite=overwrite
+        )
+    origin = asdict(provenance)
+    _print_rows([("wrote", str(out)), *((name, text or "unknown") for name, text in origin.items())])
+
+
+def inspect(file: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Say what a checkpoint is, without reading its numbers.
+
+    The exit code is 1 if it cannot be converted.
+
+    Args:
+      file: a file or folder, as `sam-jax convert` takes.
+    """
+    from sam_jax.commands.inspect import inspect
+
+    found = inspect(file)
+    _print_rows(found.rows)
+    if found.problem:
+        raise CheckpointError(found.problem)
+
+
+def predict(
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")],
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    point: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="X,Y[,0]")] = (),
+    box: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="X0,Y0,X1,Y1")] = (),
+    mask: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    multimask: bool = False,
+    kind: Literal["overlay", "masks", "coco"] | None = None,
+    embeddings: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
+    family: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    overwrite: bool = False,
+) -> None:
+    """Predict masks of objects in images, from clicks, boxes or a mask in the images' pixels.
+
+    Every image gets the same prompts. An image that cannot be predicted is named at the end, after the others are done.
+
+    Args:
+      images: image files, or folders of them.
+      checkpoint: as sam-jax convert takes, with its image encoder.
+      out: what to write: a .png file for the overlay of one image, a .json file for COCO's format, else a folder.
+      point: a click x,y on the object, or x,y,0 on the background; several belong to one object.
+      box: a box x0,y0,x1,y1; several are an object each.
+      mask: a picture of the images' size that is not black where the object is.
+      multimask: write the three masks for each object, not only the best.
+      kind: what to write: the image with masks, prompts and scores on it, a picture of each mask, or COCO's JSON.
+      embeddings: a store that sam-jax embed made, to read from instead of encoding.
+      family: whose settings to use, where the checkpoint does not tell.
+      overwrite: replace what is there.
+    """
+    from sam_jax.commands.predict import run
+
+    run(
+        images,
+        checkpoint,
+        out,
+        Console(stderr=True),
+        points=point,
+        boxes=box,
+        mask=mask,
+        multimask=multimask,
+        kind=kind,
+        embeddings=embeddings,
+        family=family,
+        overwrite=overwrite,
+    )
+
+
+def embed(
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")],
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    family: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+) -> None:
+    """Encode images and write the embeddings to a store, which sam-jax predict and training read.
+
+    Images that are in the store by their file's name are left as they are, so that after an interruption the same
+    command does the rest.
+
+    Args:
+      images: image files, or folders of them.
+      checkpoint: as sam-jax convert takes, with its image encoder.
+      out: the store, a folder, made where missing.
+      dtype: of the embeddings; bfloat16 takes half the room.
+      family: whose settings to use, where the checkpoint does not tell.
+    """
+    from sam_jax.commands.embed import run
+
+    run(images, checkpoint, out, Console(stderr=True), dtype=dtype, family=family)
+
+
+def demo(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("sam_jax_demo")) -> None:
+    """Convert a small checkpoint, and ask it for the objects of a drawn scene: clicks, a box and a mask in one call.
+
+    Args:
+      out: folder for the converted checkpoint and the picture.
+    """
+    from sam_jax.commands.demo import run
+
+    run(out, Console())
+
+
+def finetune(
+    data: Annotated[str, tyro.conf.Positional],
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    settings: Annotated[FinetuneConfig, tyro.conf.arg(name="")] = FinetuneConfig(),  # noqa: B008 - it is frozen
+) -> None:
+    """Fine-tune a checkpoint on images with masks. The same command goes on with a run that was stopped.
+
+    Args:
+      data: a COCO JSON file; a folder with images/ and annotations.json or labels/; or scenes, which are drawn.
+      checkpoint: as sam-jax convert takes, with its image encoder.
+      out: the folder of the run; model/ in it is the result.
+      config: settings as JSON instead of flags, such as finetune.json of another run.
+      settings: everything else about the run.
+    """
+    from sam_jax.train.commands.finetune import finetune
+
+    result = finetune(data, checkpoint, out, choose_config(config, settings))
+    rows = [
+        ("wrote", str(result.model)),
+        ("trained", f"{result.trained:,} parameters"),
+        ("frozen", f"{result.frozen:,}"),
+    ]
+    _print_rows(rows if result.heads is None else [*rows, ("heads", str(result.heads))])
+
+
+def evaluate(
+    data: Annotated[str, tyro.conf.Positional],
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    embeddings: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
+    images: int = 500,
+    cap: int = 20,
+    objects: int = 16,
+    size_limits: tuple[int, int] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Measure a checkpoint on a data set: IoU after 1, 3 and 5 clicks and of boxes, clicks needed, calibration.
+
+    Args:
+      data: a COCO JSON file; a folder with images/ and annotations.json or labels/; or drawn scenes that no training
+        has seen, scenes or new-shapes.
+      checkpoint: as sam-jax convert takes, with its image encoder.
+      out: the folder to make, with evaluation.json and evaluation.png.
+      embeddings: a store that sam-jax embed made of the images; by default the checkpoint's encoder makes them.
+      images: how many to take, from the first.
+      cap: clicks that an object gets at most.
+      objects: how many are decoded at once; no result depends on it.
+      size_limits: least area of a medium and of a large object in pixels; by default COCO's 1024 and 9216, and for
+        drawn scenes as large a share of their image as these are of one of 640 x 480.
+      overwrite: replace what is at the output.
+    """
+    from sam_jax.train.commands.evaluate import run
+
+    run(
+        data,
+        checkpoint,
+        out,
+        embeddings=embeddings,
+        images=images,
+        cap=cap,
+        objects=objects,
+        size_limits=size_limits,
+        overwrite=overwrite,
+    )
+
+
+def export(
+    source: Annotated[str, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    platforms: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu", "cuda", "tpu"),
+    masks: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write the decoder as a program that needs only jax to run, for any number of images and prompt sets.
+
+    Args:
+      source: a checkpoint, as sam-jax convert takes.
+      out: the folder to make: the program with its weights, and a manifest that says how to call it.
+      platforms: what the program is for.
+      masks: let the program take mask prompts.
+      overwrite: replace what is at the output.
+    """
+    from sam_jax.files.checkpoints import load
+    from sam_jax.files.exported import export_decoder
+
+    with Console(stderr=True).status(f"Exporting {source}"):
+        model, variables = load(source)
+        export_decoder(out, model, variables, platforms=platforms, masks=masks, overwrite=overwrite)
+    _print_rows([("wrote", str(out)), ("platforms", ", ".join(platforms))])
+
+
+def bench(
+    checkpoint: str | None = None,
+    prompt_sets: tuple[int, ...] = (1, 16, 64, 256),
+    repeats: int = 5,
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+) -> None:
+    """Measure the decoder on this machine: prompt sets a second, latencies, the first call, memory. Prints JSON.
+
+    Args:
+      checkpoint: whose decoder to measure; by default the usual sizes with random weights.
+      prompt_sets: numbers of prompt sets on one image.
+      repeats: of each measurement; medians are printed.
+      out: a .json file for the figures, replaced if it exists; a plot of the rates is written beside it, as .png.
+    """
+    from sam_jax import SamConfig
+    from sam_jax.commands import bench
+    from sam_jax.commands.random_weights import random_state_dict
+    from sam_jax.convert import from_torch
+    from sam_jax.decoder.model import Sam
+    from sam_jax.files.checkpoints import load
+
+    if out and out.suffix != ".json":
+        raise ValueError(f"--out must be a .json file, got {out}.")
+    if checkpoint:
+        model, variables = load(checkpoint)
+    else:
+        conversion = from_torch(random_state_dict(SamConfig()))
+        model, variables = Sam(conversion.config), conversion.variables
+    with Console(stderr=True).status("Measuring"):
+        report = bench.run(model, variables, prompt_sets, repeats)
+    text = json.dumps(report, indent=2)
+    print(text)
+    if out:
+        out.write_text(text + "\n")
+        bench.plot(report).save(out.with_suffix(".png"))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "convert": convert,
+    "inspect": inspect,
+    "predict": predict,
+    "embed": embed,
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "export": export,
+    "bench": bench,
+    "demo": demo,
+}
+"""Subcommands by name. Their arguments are the functions' own, their help is the docstrings'."""
+
+
+def main() -> None:
+    """Run the command line; an error is a sentence on stderr and exit code 1."""
+    _keep_programs()
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="sam-jax",
+            description="Segment Anything's promptable decoder in JAX.",
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        sys.exit(f"sam-jax: {error}")
+    except KeyboardInterrupt:
+        sys.exit("sam-jax: interrupted")
+
+
+def _keep_programs() -> None:
+    """Let later runs find the programs that this one compiles: JAX's persistent cache, if not set up otherwise."""
+    folder = user_cache_path("sam-jax", appauthor=False) / "programs"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for label, text in rows:
+        table.add_row(Text(label, "bold"), Text(text, overflow="fold"))
+    Console().print(table)

@@ -1,0 +1,113 @@
+"""What can be said of a checkpoint without reading its numbers, in rows for people."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from sam_jax.config import SamConfig
+from sam_jax.convert.encoders import identify_encoder
+from sam_jax.convert.reader import open_checkpoint
+from sam_jax.convert.reading.stored_tensor import Checkpoint
+from sam_jax.convert.state_dict import identify
+from sam_jax.convert.tables.gaps import Described
+from sam_jax.encoders.config import EncoderConfig
+from sam_jax.errors import CheckpointError
+from sam_jax.files.manifest import ENCODER, Manifest, is_saved
+
+Row = tuple[str, str]
+"""A label and a text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint is.
+
+    Attributes:
+      rows: everything that there is to say.
+      problem: why it cannot be loaded; None if it can.
+    """
+
+    rows: tuple[Row, ...]
+    problem: str | None = None
+
+
+def inspect(path: Path) -> Inspection:
+    """Look at a PyTorch or safetensors file, a Hugging Face folder, or a folder that `sam_jax.save` made.
+
+    Raises:
+      CheckpointError: if it cannot be opened at all.
+    """
+    return _inspect_saved(path) if is_saved(path) else _inspect_torch(path)
+
+
+def _inspect_saved(folder: Path) -> Inspection:
+    manifest = Manifest.read(folder)
+    manifest.check_files(folder, "")
+    manifest.check_files(folder, ENCODER)
+    origin = manifest.provenance
+    rows = [
+        ("container", f"checkpoint folder of sam-jax {manifest.version}"),
+        ("arrays", _summary(manifest.arrays_of("").values())),
+        ("image encoder", _encoder(manifest.encoder, manifest.arrays_of(ENCODER).values())),
+        *((label, text) for label, text in dataclasses.asdict(origin).items() if text),
+        *_settings(manifest.config),
+    ]
+    return Inspection(tuple(rows))
+
+
+def _inspect_torch(path: Path) -> Inspection:
+    checkpoint = open_checkpoint(path)
+    rows = [("container", checkpoint.container), ("tensors", _summary(checkpoint.tensors.values()))]
+    rows += [("note", note) for note in checkpoint.notes]
+    try:
+        found = identify(checkpoint.tensors, settings=checkpoint.settings)
+    except CheckpointError as error:
+        return Inspection(tuple(rows), str(error))
+    encoder, of_encoder = _inspect_encoder(checkpoint)
+    ignored = [tensor for name, tensor in checkpoint.tensors.items() if name in {*found.ignored} - of_encoder]
+    rows += [
+        ("family", f"{found.family.title} ({found.family.name})"),
+        ("licence", found.family.licence),
+        ("names", {"meta": "Meta's", "hf": "Hugging Face's"}[found.naming]),
+        ("decoder", _summary(checkpoint.tensors[name] for name in found.sources.values())),
+        ("image encoder", encoder),
+        ("ignored", _summary(ignored)),
+        *_settings(found.config),
+    ]
+    return Inspection(tuple(rows), f"The decoder is not whole.\n{found.gaps}" if found.gaps else None)
+
+
+def _inspect_encoder(checkpoint: Checkpoint) -> tuple[str, set[str]]:
+    """Return what there is to say of a checkpoint's image encoder, and the names of its tensors where it is known."""
+    try:
+        found = identify_encoder(checkpoint.tensors, settings=checkpoint.settings)
+    except CheckpointError as error:
+        return str(error), set()
+    if found.gaps:
+        return f"It is not whole.\n{found.gaps}", set()
+    own = [*found.sources.values()]
+    return _encoder(found.config, [checkpoint.tensors[name] for name in own]), set(own)
+
+
+def _encoder(config: EncoderConfig | None, tensors: Iterable[Described]) -> str:
+    if config is None:
+        return "none"
+    height, width = config.image_size
+    return f"{type(config).__name__.removesuffix('Config')} of {height} x {width} pixels, {_summary(tensors)}"
+
+
+def _settings(config: SamConfig) -> Iterator[Row]:
+    for name, value in dataclasses.asdict(config).items():
+        yield name, " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _summary(tensors: Iterable[Described]) -> str:
+    """Count tensors, and their numbers by dtype."""
+    count, numbers = 0, collections.Counter[str]()
+    for tensor in tensors:
+        count += 1
+        numbers[str(tensor.dtype)] += math.prod(tensor.shape)
+    by_dtype = ", ".join(f"{number:,} {dtype}" for dtype, number in numbers.most_common())
+    return f"{count}: {by_dtype}" if count else "none"

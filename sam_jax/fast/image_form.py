@@ -1,0 +1,255 @@
+"""The decoder in fewer operations: the plain modules' sums, in an order that depends on how image tokens are held.
+
+The plain form projects all `hw` image tokens ten times per prompt set, to compare them with only a few tokens. Here the
+image tokens are behind `ImageForm`, whose two implementations do not project them: `sam_jax.fast.absorbed` writes them
+out, for any prompt; `sam_jax.fast.low_rank` never forms them, where prompt sets share an image. `decode_form` is the
+rest of the decoder, the same for both.
+
+All prompt sets go through the tokens' side together, so that weights are read once; whether the image's side takes them
+together or in turn is the form's choice, and the upscaling is in turn. On the image's side, pixels are the last axis:
+softmaxes over tokens, norms and GELUs run along contiguous memory, and products read their operands in the order in
+which these are stored.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from sam_jax.decoder.layers import CONV_NORM_EPS, gelu, layer_norm
+from sam_jax.decoder.model import MaskPrediction, Sam
+from sam_jax.decoder.prompt_encoder import PromptEncoder
+from sam_jax.decoder.two_way import TwoWayBlock
+from sam_jax.prompts import Prompts
+
+Params = Any
+"""The parameters of a module: nested dicts."""
+
+
+@runtime_checkable
+class ImageForm(Protocol):
+    """How image tokens are held and multiplied. `image` is the form's own type: the image tokens of all prompt sets."""
+
+    def gather(
+        self, block: int, params: Params, image: Any, query: Float[Array, "p heads n d"]
+    ) -> Float[Array, "p heads n d"]:
+        """Return the values that scaled queries gather in a block's token-to-image attention, or in the final one."""
+        ...
+
+    def update(
+        self,
+        block: int,
+        params: Params,
+        image: Any,
+        key: Float[Array, "p heads n d"],
+        value: Float[Array, "p heads n d"],
+        token_mask: Bool[Array, "p n"],
+    ) -> Any:
+        """Return the image tokens after a block's image-to-token attention, its keys scaled, and the norm after it."""
+        ...
+
+    def convolution(self, image: Any, params: Params) -> tuple[Callable[..., Float[Array, "o hw"]], tuple[Any, ...]]:
+        """Return the first transposed convolution, with `centred_kernel`, of one prompt set, and what it takes.
+
+        Returns:
+          a function of the arrays of one prompt set, and these arrays for all, with [prompt set] as the first axis.
+        """
+        ...
+
+
+def forgetful(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function on a CPU be computed a second time for gradients: to keep its arrays would take longer.
+
+    Outside of a loop XLA merges both times, and keeps them.
+    """
+    return jax.checkpoint(function, prevent_cse=False) if jax.default_backend() == "cpu" else function
+
+
+def in_turn(function: Callable[..., Any], *inputs: Any) -> Any:
+    """Map over the leading axis: on a CPU one entry after the other, so that its arrays stay in the caches."""
+    if jax.default_backend() == "cpu":
+        return lax.map(lambda entry: forgetful(function)(*entry), inputs)
+    return jax.vmap(function)(*inputs)
+
+
+def product(subscripts: str, *operands: Array) -> Array:
+    """Return an einsum, in float32 at least. Of several operands, the cheapest pair is multiplied first."""
+    dtype = jnp.promote_types(jnp.result_type(*operands), jnp.float32)
+    return jnp.einsum(subscripts, *operands, preferred_element_type=dtype)
+
+
+def unfused(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return `x` as it is, computed on its own.
+
+    XLA's CPU backend fuses a product with what is before and after it. A chain of products, or of a product and a
+    reduction, then takes up to twice as long. It does not see that rounding to the type's own precision does nothing.
+    """
+    info = jnp.finfo(x.dtype)
+    return lax.reduce_precision(x, info.nexp, info.nmant)
+
+
+def channels_first(x: Float[Array, "h w c"]) -> Float[Array, "c hw"]:
+    """Return a map with its pixels as the last axis.
+
+    Row by row: XLA would fuse a transposition of the whole into every reader, which would read with large strides.
+    """
+    rows = in_turn(jnp.transpose, x)
+    return jnp.swapaxes(rows, 0, 1).reshape(x.shape[-1], -1)
+
+
+def grid_positions(encoder: PromptEncoder, grid_size: tuple[int, int]) -> Float[Array, "c hw"]:
+    """Return the positional part of the image tokens. It is made in this order, so that nothing is transposed."""
+    positions = jnp.moveaxis(encoder.positions(grid_size), -1, 0)
+    return positions.reshape(len(positions), -1)
+
+
+def decoder_params(dtype: str, variables: Any) -> Params:
+    """Return the mask decoder's parameters in the compute dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype), variables["params"]["mask_decoder"])
+
+
+def linear(params: Params, x: Float[Array, "*n channels"]) -> Float[Array, "*n out"]:
+    """Return what `nn.Dense` of these parameters makes of the last axis."""
+    return x.astype(params["kernel"].dtype) @ params["kernel"] + params["bias"]
+
+
+def heads_of(x: Float[Array, "*batch n channels"], heads: int) -> Float[Array, "*batch heads n d"]:
+    """Return the channels split by head."""
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], heads, -1), -2, -3)
+
+
+def joined(x: Float[Array, "*batch heads n d"]) -> Float[Array, "*batch n channels"]:
+    """Return the channels of all heads: the inverse of `heads_of`."""
+    x = jnp.moveaxis(x, -3, -2)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def scaled(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """Return vectors for which the products with others are attention logits."""
+    return x * x.shape[-1] ** -0.5
+
+
+def token_weights(
+    logits: Float[Array, "heads *p n hw"], token_mask: Bool[Array, "*p n"]
+) -> Float[Array, "heads *p n hw"]:
+    """Return the softmax over tokens: what each pixel takes of each token's value."""
+    logits = jnp.where(token_mask[..., None], logits, jnp.finfo(logits.dtype).min)
+    return jax.nn.softmax(unfused(logits), axis=-2)
+
+
+def decode_form(
+    model: Sam, variables: Any, form: ImageForm, image: Any, grid_size: tuple[int, int], prompts: Prompts
+) -> MaskPrediction:
+    """Return the masks of prompt sets on one image: what `Sam` computes, with the image tokens in another form.
+
+    Args:
+      model: the decoder.
+      variables: its variables.
+      form: how the image tokens are held.
+      image: the image tokens before the first block.
+      grid_size: height and width of the image embedding.
+      prompts: prompts with axis [prompt set]; mask prompts are in `image` already.
+    """
+    config = model.config
+    sam = model.bind(variables)
+    decoder = sam.mask_decoder
+    params = decoder_params(config.dtype, variables)
+    outputs = jnp.concatenate([decoder.iou_token[None], decoder.mask_tokens]).astype(config.dtype)
+    sets = len(prompts.valid)
+    sparse = jax.vmap(sam.prompt_encoder.sparse)(prompts.coordinates, prompts.labels)
+    tokens = jnp.concatenate([jnp.broadcast_to(outputs, (sets, *outputs.shape)), sparse], axis=1)
+    token_mask = jnp.concatenate([jnp.ones((sets, len(outputs)), bool), prompts.token_mask], axis=1)
+
+    tokens, image = two_way(model, params["two_way"], form, tokens, image, token_mask, len(outputs))
+    weights = jax.vmap(decoder.hypernetworks)(tokens[:, 1:])
+    convolve, parts = form.convolution(image, params["upscaling"]["conv_0"])
+    logits = in_turn(lambda parts, weights: masks(params["upscaling"], convolve(*parts), weights), parts, weights)
+    logits = in_order(logits, grid_size)
+    iou = decoder.iou_head(tokens[:, 0]).astype(logits.dtype)
+    return MaskPrediction(logits, jnp.where(prompts.valid[:, None], iou, -jnp.inf), prompts.valid)
+
+
+def two_way(
+    model: Sam,
+    params: Params,
+    form: ImageForm,
+    tokens: Float[Array, "p n c"],
+    image: Any,
+    token_mask: Bool[Array, "p n"],
+    outputs: int,
+) -> tuple[Float[Array, "p {outputs} c"], Any]:
+    """Return output tokens and image tokens after all blocks and the final attention (`TwoWayTransformer`).
+
+    The arguments are as there. Only the `outputs` tokens in front take part in the final attention: nothing reads the
+    others.
+    """
+    config = model.config
+    position = tokens
+
+    def gather(block: int, attention: Params, tokens: Array) -> Array:
+        query = scaled(heads_of(linear(attention["query"], tokens), config.heads))
+        return linear(attention["out"], joined(form.gather(block, attention, image, query)))
+
+    for i in range(config.depth):
+        weights = params[f"block_{i}"]
+        block = TwoWayBlock(config, first=i == 0).bind({"params": weights})
+        self_attention = jax.vmap(block.self_attention)
+        if block.first:
+            tokens = self_attention(tokens, tokens, tokens, token_mask)
+        else:
+            tokens = tokens + self_attention(tokens + position, tokens + position, tokens, token_mask)
+        tokens = block.norm_self_attention(tokens)
+        tokens = block.norm_token_to_image(tokens + gather(i, weights["token_to_image"], tokens + position))
+        tokens = block.norm_mlp(tokens + block.mlp(tokens))
+
+        attention = weights["image_to_token"]
+        key = scaled(heads_of(linear(attention["key"], tokens + position), config.heads))
+        value = heads_of(linear(attention["value"], tokens), config.heads)
+        image = form.update(i, weights, image, key, value, token_mask)
+    tokens, position = tokens[:, :outputs], position[:, :outputs]
+    tokens = tokens + gather(config.depth, params["final_token_to_image"], tokens + position)
+    norm = layer_norm(config.final_norm_eps, jnp.dtype(config.dtype)).bind({"params": params["final_norm"]})
+    return norm(tokens), image
+
+
+def masks(params: Params, convolved: Float[Array, "o hw"], weights: Float[Array, "m d"]) -> Float[Array, "16 m hw"]:
+    """Return the logits of one prompt set, by sub-pixel (`Upscaling`, and the product with the hypernetworks' weights).
+
+    A transposed convolution with kernel 2 and stride 2 is a matrix product with one row per sub-pixel and channel.
+    Sub-pixels stay apart up to the masks, which are few.
+
+    Args:
+      params: the upscaling's.
+      convolved: the first transposed convolution, centred: the norm after it has no mean to subtract, only a variance
+        to divide by.
+      weights: the hypernetworks'.
+    """
+    norm, second = params["norm"], params["conv_1"]
+    x = unfused(convolved).reshape(4, len(norm["scale"]), -1)
+    x = x * unfused(lax.rsqrt(jnp.square(x).mean(1, keepdims=True) + CONV_NORM_EPS))
+    x = gelu(x * norm["scale"][:, None] + norm["bias"][:, None]).astype(second["kernel"].dtype)
+    rows = second["kernel"].reshape(-1, x.shape[1])
+    # One product per sub-pixel: XLA would make sub-pixels and pixels one axis, and transpose operand and result for it.
+    rows = lax.optimization_barrier(jnp.broadcast_to(rows, (4, *rows.shape)))
+    x = jnp.einsum("kor,krx->kox", rows, x).reshape(16, len(second["bias"]), -1)
+    x = gelu(x + second["bias"][:, None])
+    return product("kmd,kdx->kmx", jnp.broadcast_to(weights, (16, *weights.shape)), x)
+
+
+def in_order(logits: Float[Array, "p 16 m hw"], grid_size: tuple[int, int]) -> Float[Array, "p m my mx"]:
+    """Return maps from their sub-pixels: axes (row, column) of the first convolution, of the second, mask, pixel."""
+    sets, _, number, _ = logits.shape
+    h, w = grid_size
+    logits = logits.reshape(sets, 2, 2, 2, 2, number, h, w).transpose(0, 5, 6, 1, 3, 7, 2, 4)
+    return logits.reshape(sets, number, 4 * h, 4 * w)
+
+
+def centred_kernel(params: Params) -> tuple[Float[Array, "o c"], Float[Array, " o"]]:
+    """Return a transposed convolution's kernel and bias by sub-pixel and channel, less their mean over channels."""
+    kernel = params["kernel"]
+    kernel = kernel - kernel.mean(2, keepdims=True)
+    bias = params["bias"] - params["bias"].mean()
+    return kernel.reshape(-1, kernel.shape[-1]), jnp.tile(bias, 4)

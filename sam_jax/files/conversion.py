@@ -1,0 +1,143 @@
+"""One checkpoint made into another: what `sam-jax convert` does."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from sam_jax.convert import encoder_from_torch, encoder_to_torch, from_torch, open_checkpoint, own_metadata, to_torch
+from sam_jax.convert.download import locate
+from sam_jax.convert.tables.rules import Naming
+from sam_jax.convert.writer import SUFFIXES, write_tensors
+from sam_jax.files.manifest import Manifest, Provenance, is_saved, sha256
+
+if TYPE_CHECKING:  # importing JAX takes about as long as the hash of a file, and is done beside it
+    from sam_jax.decoder.model import Sam
+    from sam_jax.encoders.encoder import Encoder
+    from sam_jax.files.checkpoints import Variables
+
+
+def run(
+    source: str,
+    out: Path,
+    *,
+    naming: Naming = "meta",
+    family: str | None = None,
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
+    encoder: bool = False,
+    overwrite: bool = False,
+) -> Provenance:
+    """Convert a checkpoint, and return where its weights come from.
+
+    Args:
+      source: what `sam_jax.load` takes.
+      out: a .safetensors or .pth file, or the folder to make.
+      naming: whose names the tensors of a file get.
+      family: whose settings to use, where the source does not tell.
+      dtype: of the trainable parameters.
+      encoder: keep the image encoder, too.
+      overwrite: replace what is at the output.
+
+    Raises:
+      CheckpointError: if the source is no checkpoint that can be converted.
+      FileExistsError: if there is something at the output that may not be replaced.
+      ValueError: if there is no such family, a naming is asked for where none is used, or a number is too large for the
+        dtype.
+    """
+    to_file = out.suffix in SUFFIXES
+    if naming != "meta" and not to_file:
+        raise ValueError(f"--naming is for files that end in {', '.join(SUFFIXES)}: {out} becomes a folder.")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists already. To replace it, add --overwrite.")
+    path = locate(source)
+    found = (_restored if is_saved(path) else _converted)(path, family, encoder)
+    found = found._replace(
+        variables=_cast(found.variables, dtype), encoder_variables=_cast(found.encoder_variables, dtype)
+    )
+    if to_file:
+        _write_file(out, found, naming, overwrite)
+    else:
+        _write_folder(out, found, overwrite)
+    return found.provenance
+
+
+class Contents(NamedTuple):
+    """What a checkpoint holds. The image encoder is None where there is none, or it is not wanted."""
+
+    model: "Sam"
+    variables: "Variables"
+    encoder: "Encoder | None"
+    encoder_variables: "Variables | None"
+    provenance: Provenance
+
+
+def _restored(folder: Path, family: str | None, encoder: bool) -> Contents:
+    from sam_jax.files.checkpoints import restore, restore_encoder
+
+    model, variables, provenance = restore(folder, family=family)
+    kept = restore_encoder(folder, family=family) if encoder or Manifest.read(folder).encoder else (None, None)
+    return Contents(model, variables, *kept, provenance)
+
+
+def _converted(path: Path, family: str | None, encoder: bool) -> Contents:
+    checkpoint = open_checkpoint(path)
+    digest = _in_background(sha256, *checkpoint.files)
+    arguments: Any = {"tensors": checkpoint.tensors, "family": family, "settings": checkpoint.settings}
+    decoder, kept = from_torch(**arguments), encoder_from_torch(**arguments) if encoder else None
+
+    from sam_jax.decoder.model import Sam  # here, because importing JAX takes about as long as the hash
+    from sam_jax.encoders.encoder import make_encoder
+
+    found = decoder.family
+    provenance = Provenance(found.name, path.resolve().name, digest.result(), found.licence)
+    both = (make_encoder(kept.config), kept.variables) if kept else (None, None)
+    return Contents(Sam(decoder.config), decoder.variables, *both, provenance)
+
+
+def _write_file(out: Path, found: Contents, naming: Naming, overwrite: bool) -> None:
+    tensors = to_torch(found.model, found.variables, naming)
+    if found.encoder and found.encoder_variables:
+        tensors |= encoder_to_torch(found.encoder, found.encoder_variables, naming)
+    known = {name: text for name, text in asdict(found.provenance).items() if text}
+    known |= own_metadata(found.model.config, found.encoder.config if found.encoder else None, found.provenance.family)
+    write_tensors(out, tensors, metadata=known, overwrite=overwrite)
+
+
+def _write_folder(out: Path, found: Contents, overwrite: bool) -> None:
+    from sam_jax.files.checkpoints import save
+
+    encoder = found.encoder, found.encoder_variables
+    save(out, found.model, found.variables, *encoder, provenance=found.provenance, overwrite=overwrite)
+
+
+def _in_background(function: Callable[..., Any], *arguments: Any) -> Future:
+    """Call a function in a thread that does not keep the process alive, as an executor's would after an error."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _cast(variables: Any, dtype: str) -> Any:
+    import jax
+    import numpy as np
+
+    def cast(path: Any, leaf: Any) -> Any:
+        with np.errstate(over="ignore"):
+            new = np.asarray(leaf).astype(dtype)
+        if np.isfinite(leaf).all() and not np.isfinite(new).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"{name} has numbers up to {np.abs(leaf).max():.4g}, which are too large for {dtype}.")
+        return new
+
+    if variables is None or dtype == "stored":
+        return variables
+    return variables | {"params": jax.tree_util.tree_map_with_path(cast, variables["params"])}

@@ -1,0 +1,224 @@
+"""Image embeddings on disk, made once and read by as many processes as like to.
+
+A store is a folder, in Zarr's terms a group: its `zarr.json` says in `attributes` which encoder the embeddings are of.
+Each image is an array in it, `NAME/`, one chunk of [h, w, c], whose attributes are the sizes that masks and prompts
+need. An image appears whole or not at all, by a rename, so that a run may be interrupted at any time and any number of
+processes may write different images. Any reader of Zarr 3 reads a store.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import ml_dtypes  # noqa: F401 - makes numpy know bfloat16 by name
+import numpy as np
+import tensorstore
+from jaxtyping import Float, Int
+
+from sam_jax.atomic import written_whole
+from sam_jax.batch.decode import embeddings_of
+from sam_jax.errors import describe, in_words
+from sam_jax.files.manifest import Provenance
+from sam_jax.images.pixels import EncodedImage
+from sam_jax.images.resize import Size
+
+StoredDType = Literal["bfloat16", "float32"]
+NAME = "zarr.json"
+_FORMAT = "sam-jax embeddings"
+
+
+class EmbeddingBatch(NamedTuple):
+    """Embeddings of several images, in the order that was asked for.
+
+    Attributes:
+      embeddings: as they are stored, channels last.
+      input_sizes: height and width of each resized image in the input frame, before padding.
+      original_sizes: height and width of each image.
+    """
+
+    embeddings: Float[np.ndarray, "n h w c"]
+    input_sizes: Int[np.ndarray, "n 2"]
+    original_sizes: Int[np.ndarray, "n 2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingStore:
+    """A folder of embeddings that one encoder made.
+
+    Attributes:
+      path: the folder.
+      shape: height, width and channels `h w c` of every embedding.
+      image_size: height and width of the padded input frame.
+      dtype: what the embeddings are stored as.
+      provenance: where the encoder's weights come from.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    image_size: Size
+    dtype: StoredDType
+    provenance: Provenance
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        shape: tuple[int, int, int],
+        image_size: Size,
+        dtype: StoredDType,
+        provenance: Provenance,
+    ) -> "EmbeddingStore":
+        """Make a store, or open the one that an earlier call with the same settings made.
+
+        Args:
+          path: the folder.
+          shape: height, width and channels of the embeddings.
+          image_size: height and width of the padded input frame.
+          dtype: what to store them as; bfloat16 takes half the room.
+          provenance: where the encoder's weights come from.
+
+        Raises:
+          ValueError: for another dtype, or if the store that is there has other settings.
+          FileExistsError: if something else is at `path`.
+        """
+        if dtype not in get_args(StoredDType):
+            raise ValueError(f"dtype must be one of {', '.join(get_args(StoredDType))}, got {describe(dtype)}.")
+        store = cls(Path(path).expanduser(), shape, image_size, dtype, provenance)
+        if (store.path / NAME).is_file():
+            store._check_same(cls.open(path))
+            return store
+        if store.path.exists() and not (store.path.is_dir() and all(p.name[0] == "." for p in store.path.iterdir())):
+            raise FileExistsError(f"{store.path} is something else than a store of embeddings and is left alone.")
+        store.path.mkdir(parents=True, exist_ok=True)
+        with written_whole(store.path / NAME, overwrite=True) as file:
+            file.write_text(json.dumps(store._description(), indent=2) + "\n", "utf-8")
+        return store
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "EmbeddingStore":
+        """Open a store to read from, or to write more images to.
+
+        Raises:
+          ValueError: if there is no store, or its description is damaged.
+        """
+        path = Path(path).expanduser()
+        try:
+            values = json.loads((path / NAME).read_bytes())["attributes"]
+            if values.pop("format") != _FORMAT:
+                raise ValueError("its format is another")
+            values |= {"shape": tuple(values["shape"]), "image_size": tuple(values["image_size"])}
+            return cls(path, **values | {"provenance": Provenance(**values["provenance"])})
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is no store of embeddings, as sam-jax embed makes it: {error!r}.") from error
+
+    def names(self) -> list[str]:
+        """Return the names of the images that are there, sorted."""
+        return sorted(path.parent.name for path in self.path.glob(f"*/{NAME}") if not path.parent.name.startswith("."))
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether the image is there, and whole."""
+        return (self.path / _checked(name) / NAME).is_file()
+
+    def write(self, name: str, image: EncodedImage) -> None:
+        """Write one image; it replaces an image of that name.
+
+        Args:
+          name: usually the image file's name; a single part of a path.
+          image: what `encode_image` returned.
+
+        Raises:
+          ValueError: for an embedding of another shape than the store's, or a name that is none.
+        """
+        embedding = np.asarray(embeddings_of(image.embedding))
+        if embedding.shape != self.shape:
+            got = describe(embedding)
+            raise ValueError(f"The store {self.path} has embeddings {list(self.shape)}, got {got} for {name}.")
+        with written_whole(self.path / _checked(name), overwrite=True) as folder:
+            array = tensorstore.open(self._array(folder, image), create=True).result()
+            array.write(embedding.astype(self.dtype)).result()
+
+    def read(self, name: str, original_size: Size | None = None) -> EncodedImage:
+        """Return one image.
+
+        Args:
+          name: as it was written.
+          original_size: height and width of the image that is meant, if they are known.
+
+        Raises:
+          ValueError: if it is not there, is damaged, or is of an image of another size.
+        """
+        batch = self.read_many([name])
+        (height, width), (original_height, original_width) = batch.input_sizes[0], batch.original_sizes[0]
+        there = int(original_height), int(original_width)
+        if original_size not in (None, there):
+            raise ValueError(
+                f"{name} is {in_words(original_size)}, but the embedding of that name in {self.path} is of an image "
+                f"{in_words(there)}."
+            )
+        return EncodedImage(batch.embeddings[0], (int(height), int(width)), there)
+
+    def read_many(self, names: Sequence[str]) -> EmbeddingBatch:
+        """Return several images, read side by side.
+
+        Raises:
+          ValueError: naming those that are not there, or are damaged.
+        """
+        missing = [name for name in names if name not in self]
+        if missing:
+            raise ValueError(f"{self.path} has no embedding of {', '.join(missing)}.")
+        embeddings, sizes = np.empty((len(names), *self.shape), self.dtype), np.empty((2, len(names), 2), int)
+        opened = [tensorstore.open(_location(self.path / name), open=True, read=True) for name in names]
+        for i, (name, array) in enumerate(zip(names, opened, strict=True)):
+            try:
+                pending = array.result().read()
+                attributes = array.result().spec().to_json()["metadata"]["attributes"]
+                sizes[:, i] = attributes["input_size"], attributes["original_size"]
+                embeddings[i] = pending.result()
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"The embedding of {name} in {self.path} is damaged: {error}") from error
+        return EmbeddingBatch(embeddings, *sizes)
+
+    def remove_leftovers(self, names: Sequence[str]) -> None:
+        """Remove what a killed process was writing of the given images; no other process may be writing these."""
+        for folder in self.path.glob(".*.tmp"):
+            if folder.name[1:].rsplit(".", 2)[0] in names:
+                shutil.rmtree(folder)
+
+    def _array(self, folder: Path, image: EncodedImage) -> dict[str, Any]:
+        grid = {"name": "regular", "configuration": {"chunk_shape": self.shape}}
+        sizes = {"input_size": list(image.input_size), "original_size": list(image.original_size)}
+        checksum = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+        metadata = {
+            "shape": self.shape,
+            "data_type": self.dtype,
+            "chunk_grid": grid,
+            "codecs": checksum,
+            "attributes": sizes,
+            "dimension_names": ["h", "w", "c"],
+        }
+        return _location(folder) | {"metadata": metadata}
+
+    def _description(self) -> dict[str, Any]:
+        attributes = dataclasses.asdict(self) | {"format": _FORMAT}
+        del attributes["path"]
+        return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+    def _check_same(self, other: "EmbeddingStore") -> None:
+        for field in ("provenance", "dtype", "shape", "image_size"):
+            there, asked = getattr(other, field), getattr(self, field)
+            if there != asked:
+                raise ValueError(f"{self.path} has embeddings of another {field}: {there}, and {asked} is asked for.")
+
+
+def _location(folder: Path) -> dict[str, Any]:
+    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder.resolve())}}
+
+
+def _checked(name: str) -> str:
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise ValueError(f"An image's name must be a single part of a path that begins with no dot, got {name!r}.")
+    return name

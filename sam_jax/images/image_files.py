@@ -1,0 +1,39 @@
+"""Image files that are named on a command line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image
+
+from sam_jax.images.preprocess import read_image
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the given files, and in the place of a folder the images in it by name, without its subfolders'.
+
+    Raises:
+      ValueError: for no path, one where nothing is, or a folder without an image.
+    """
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files: list[Path] = []
+    if not paths:
+        raise ValueError("No image is given: name image files, or folders of them.")
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"There is no file or folder {path}.")
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"There is no image in the folder {path}.")
+        files += found
+    return files
+
+
+def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
+    """Read a mask: True where a picture is not black.
+
+    Raises:
+      ValueError: naming the file, if it cannot be read.
+    """
+    return read_image(path).max(-1) > 0

@@ -1,0 +1,208 @@
+"""Between the original image and the input frame: sizes, coordinates, masks.
+
+The official code is `segment_anything/utils/transforms.py` and `Sam.postprocess_masks` in `modeling/sam.py`.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sam_jax.errors import describe
+from sam_jax.prompts import AnyArray, Ragged
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+TracedSize = tuple[int | Array, int | Array]
+"""The same; traced inside `jit`, so that a new size is no new program."""
+
+_PARTS = 8  # of the width, in which columns are resized; measured on two cores
+
+
+def input_size_for(original_size: Size, image_size: Size = (1024, 1024)) -> Size:
+    """Return the size of the resized image in the input frame: as large as fits, aspect kept, halves rounded up.
+
+    Args:
+      original_size: height and width of the image.
+      image_size: height and width of the padded input frame, `config.image_size`.
+    """
+    height, width = original_size
+    if height < 1 or width < 1:
+        raise ValueError(f"original_size must be (height, width) of an image, got {describe(original_size)}.")
+    scale = min(image_size[0] / height, image_size[1] / width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def to_input_frame(coordinates: Ragged, *, original_size: TracedSize, input_size: TracedSize) -> Float[Array, "*n xy"]:
+    """Move (x, y) clicks or (x0, y0, x1, y1) boxes from the original image to the input frame.
+
+    Args:
+      coordinates: [..., 2] clicks or [..., 4] boxes.
+      original_size: height and width of the image.
+      input_size: height and width of the resized image, before padding.
+    """
+    return _scale(coordinates, original_size, input_size)
+
+
+def to_original_image(
+    coordinates: Ragged, *, original_size: TracedSize, input_size: TracedSize
+) -> Float[Array, "*n xy"]:
+    """Move clicks or boxes from the input frame back to the original image; the inverse of `to_input_frame`."""
+    return _scale(coordinates, input_size, original_size)
+
+
+def _scale(coordinates: Any, source: TracedSize, target: TracedSize) -> Array:
+    coordinates = jnp.asarray(coordinates, jnp.float32)
+    if coordinates.ndim == 0 or coordinates.shape[-1] not in (2, 4):
+        raise ValueError(f"coordinates must be [..., 2] clicks or [..., 4] boxes, got {describe(coordinates)}.")
+    (height, width), (new_height, new_width) = source, target
+    ratio = jnp.stack([jnp.asarray(new_width / width), jnp.asarray(new_height / height)]).astype(jnp.float32)
+    return coordinates * jnp.tile(ratio, coordinates.shape[-1] // 2)
+
+
+def mask_to_prompt(
+    mask: Ragged,
+    *,
+    input_size: Size,
+    mask_size: Size = (256, 256),
+    image_size: Size | None = None,
+    logit: float = 10.0,
+) -> Float[Array, "*batch my mx"]:
+    """Turn binary masks of the original image into mask prompts: `logit` inside, `-logit` outside, linear in between.
+
+    Each low-res pixel takes the mean of the mask over what it covers; the padding is outside.
+
+    Args:
+      mask: True (or 1) in the object: [..., height, width].
+      input_size: height and width of the resized image, before padding.
+      mask_size: height and width of a mask prompt, `config.mask_size`.
+      image_size: height and width of the padded input frame; 4 times `mask_size` if not given.
+      logit: the logit of a pixel that is all inside.
+    """
+    mask = jnp.asarray(mask, jnp.float32)
+    frame = image_size or (4 * mask_size[0], 4 * mask_size[1])
+    rows, columns = (
+        coverage(low, full, size, original)
+        for low, full, size, original in zip(mask_size, frame, input_size, mask.shape[-2:], strict=True)
+    )
+    inside = jnp.einsum("ah,...hw,bw->...ab", rows, mask, columns, precision=jax.lax.Precision.HIGHEST)
+    return logit * (2 * inside - 1)
+
+
+@functools.lru_cache(64)
+def coverage(low: int, frame: int, size: int, original: int) -> Float[np.ndarray, "low original"]:
+    """Return, for one axis, the share of each low-res pixel that each pixel of the original covers.
+
+    Args:
+      low: length of the low-res logits.
+      frame: that of the padded input frame.
+      size: that of the resized image in it.
+      original: that of the original image.
+    """
+    edges = np.arange(low + 1) * (frame / low * original / size)
+    pixels = np.arange(original)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (np.maximum(overlap, 0) / edges[1]).astype(np.float32)
+
+
+def resize_masks(
+    logits: Float[AnyArray, "*batch my mx"],
+    *,
+    input_size: TracedSize,
+    original_size: Size,
+    image_size: Size | None = None,
+) -> Float[Array, "*batch height width"]:
+    """Return logits at the original size: what bilinear to the frame, crop, bilinear to the original gives, in one
+    step.
+
+    Both resizes are linear and separable, so their composition is one small linear map per axis and the frame is never
+    formed (`Sam.postprocess_masks` in `segment_anything/modeling/sam.py`). Threshold after this, at 0.
+
+    Args:
+      logits: low-res logits.
+      input_size: height and width of the resized image, before padding; may be traced.
+      original_size: height and width of the result.
+      image_size: height and width of the padded input frame; 4 times the logits' if not given.
+    """
+    if logits.ndim < 2:
+        raise ValueError(f"logits must be [..., 4h, 4w], got {describe(logits)}.")
+    my, mx = logits.shape[-2:]
+    frame = image_size or (4 * my, 4 * mx)
+    rows, row_weights = _taps(my, frame[0], input_size[0], original_size[0])
+    columns, column_weights = _taps(mx, frame[1], input_size[1], original_size[1])
+    # Measured on two cores: products along the width, then three taps along the height.
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    wide = _widened(logits.astype(dtype), columns, column_weights.astype(dtype))
+    taps = [row_weights[:, k, None].astype(dtype) * jnp.take(wide, rows[:, k], axis=-2) for k in range(3)]
+    return taps[0] + taps[1] + taps[2]
+
+
+def enlarge(logits: Float[AnyArray, "*batch my mx"], size: tuple[int, ...]) -> Float[Array, "*batch height width"]:
+    """Return logits at a finer resolution, bilinear between them: at the input frame's, the official code's first step.
+
+    Args:
+      logits: low-res logits.
+      size: height and width to bring them to; where they have it already, they are returned as they are.
+    """
+    if logits.shape[-2:] == size:
+        return jnp.asarray(logits)
+    height, width = size
+    frame = height, width
+    return resize_masks(logits, input_size=frame, original_size=frame, image_size=frame)
+
+
+def _widened(
+    logits: Float[AnyArray, "*batch my mx"], columns: Int[Array, "w 3"], weights: Float[Array, "w 3"]
+) -> Float[Array, "*batch my w"]:
+    """Resize each row: products with the matrix of the taps, a part of the columns at a time.
+
+    Neighbours read neighbours, so each part reads a few low-res columns, and the zeros of the rest are not multiplied.
+    """
+    (width, _), low = columns.shape, logits.shape[-1]
+    part = -(-width // _PARTS)
+    read = min(low, math.ceil(part * low / width) + 4)  # the crop is at most the frame: what is read can only be less
+    parts = []
+    for i in range(0, width, part):
+        first = jnp.minimum(columns[i, 0], low - read)
+        matrix = jax.nn.one_hot(columns[i : i + part] - first, read, dtype=logits.dtype)
+        matrix = (matrix * weights[i : i + part, :, None]).sum(1)
+        seen = jax.lax.dynamic_slice_in_dim(logits, first, read, axis=-1)
+        parts.append(jnp.einsum("...yx,wx->...yw", seen, matrix, precision=jax.lax.Precision.HIGHEST))
+    # Otherwise XLA would multiply again in each tap.
+    return jax.lax.optimization_barrier(jnp.concatenate(parts, -1))
+
+
+def _taps(
+    low: int, frame: int, size: int | Array, original: int
+) -> tuple[Int[Array, "original 3"], Float[Array, "original 3"]]:
+    """For one axis: the three low-res pixels that each original pixel reads, and their weights.
+
+    Original pixel -> two frame pixels (within the crop) -> two low-res pixels each, neighbours of each other.
+    """
+    if low > frame:
+        raise ValueError(f"The input frame must be at least as large as the logits, got {frame} for {low}.")
+    near, far, share = _bilinear(jnp.arange(original), original, size)
+    base, _, _ = _bilinear(near, frame, low)
+    weights = jnp.zeros((original, 3))
+    for pixel, weight in ((near, 1 - share), (far, share)):
+        first, second, part = _bilinear(pixel, frame, low)
+        for index, amount in ((first, 1 - part), (second, part)):
+            weights += ((index - base)[:, None] == jnp.arange(3)) * (weight * amount)[:, None]
+    return jnp.minimum(base[:, None] + jnp.arange(3), low - 1), weights
+
+
+def _bilinear(
+    pixel: Int[Array, " n"], target: int, source: int | Array
+) -> tuple[Int[Array, " n"], Int[Array, " n"], Float[Array, " n"]]:
+    """The two source pixels around each target pixel's centre (edges clamped), and the second's share.
+
+    The place (pixel + 1/2) source / target - 1/2 is counted in units of 1 / (2 target), so that nothing is rounded.
+    """
+    place, unit = jnp.maximum((2 * pixel + 1) * source - target, 0), 2 * target
+    first = place // unit
+    return first, jnp.minimum(first + 1, source - 1), (place - first * unit) / unit

@@ -1,0 +1,155 @@
+import pytest
+
+from sam_jax.config import SamConfig
+from sam_jax.convert.tables.families import (
+    FAMILIES,
+    find_family,
+    listing,
+    recognise,
+    refuse_relatives,
+    refuse_strangers,
+)
+from sam_jax.convert.tables.rules import torch_shapes
+from sam_jax.errors import CheckpointError
+
+PLAIN = torch_shapes(SamConfig())
+
+# One telling tensor of each family's files, as its repository names and shapes it.
+EVIDENCE = {
+    "sam": {},
+    "sam_vit_b": {"image_encoder.patch_embed.proj.weight": (768, 3, 16, 16)},
+    "sam_vit_l": {"image_encoder.patch_embed.proj.weight": (1024, 3, 16, 16)},
+    "sam_vit_h": {"image_encoder.patch_embed.proj.weight": (1280, 3, 16, 16)},
+    "lite_medsam": {"image_encoder.patch_embed.seq.0.c.weight": (32, 3, 1, 1)},
+    "mobile_sam": {"image_encoder.patch_embed.seq.0.c.weight": (32, 3, 3, 3)},
+    "mobile_sam_v2": {"PromtEncoder.not_a_point_embed.weight": (1, 256)},
+    "repvit_sam": {
+        "image_encoder.features.0.0.c.weight": (40, 3, 3, 3),
+        "image_encoder.features.1.token_mixer.0.conv1.weight": (80, 1, 1, 1),
+    },
+    "edge_sam": {
+        "image_encoder.features.0.0.c.weight": (24, 3, 3, 3),
+        "image_encoder.fuse_stage2.weight": (256, 192, 1, 1),
+    },
+    "slim_sam": {"image_encoder.patch_embed.proj.weight": (168, 3, 16, 16)},
+    "micro_sam": {"model_state.sam.image_encoder.patch_embed.proj.weight": (768, 3, 16, 16)},
+    "efficientvit_sam": {"image_encoder.backbone.input_stem.op_list.0.conv.weight": (32, 3, 3, 3)},
+    "sam_med2d": {
+        "image_encoder.blocks.0.Adapter.channel.0.weight": (192, 768),
+        "image_encoder.patch_embed.proj.weight": (768, 3, 16, 16),
+    },
+    "samed": {"w_a_000": (4, 768)},
+}
+
+SCORE = {"mask_decoder.obj_score_token.weight": (1, 256)}
+HIGH_RES = {"mask_decoder.conv_s0.weight": (32, 256, 1, 1)}
+LAYER = "mask_decoder.transformer.layers.0"
+RELATIVES = [
+    ("EfficientSAM", {"model.mask_decoder.final_output_upscaling_layers.0.0.weight": (256, 64, 2, 2)}),
+    ("HQ-SAM 2", SCORE | {"mask_decoder.hf_token.weight": (1, 256)}),
+    ("SAM-HQ", {"mask_decoder.hf_token.weight": (1, 256)}),
+    ("SAM-HQ", {"mask_decoder.hq_token.weight": (1, 256)}),
+    ("SAM-HQ", {"hf_token.weight": (1, 256)}),
+    (
+        "SAM 3.1",
+        {
+            "tracker.model.interactive_sam_mask_decoder.obj_score_token.weight": (1, 256),
+            "tracker.model.sam_mask_decoder.iou_token.weight": (16, 256),
+        },
+    ),
+    ("the multiplex head of SAM 3.1", {"tracker.model.sam_mask_decoder.iou_token.weight": (16, 256)}),
+    ("SAM 3's tracker", SCORE | HIGH_RES | {f"{LAYER}.mlp.lin1.weight": (2048, 256)}),
+    (
+        "SAM 2, EdgeTAM or SAM 3's tracker, by Hugging Face's names",
+        SCORE | HIGH_RES | {f"{LAYER}.mlp.proj_in.weight": (2048, 256)},
+    ),
+    (
+        "SAM 2, SAM 2.1, MedSAM2 or EdgeTAM",
+        SCORE | HIGH_RES | {f"{LAYER}.mlp.layers.0.weight": (2048, 256)},
+    ),
+    ("EfficientTAM", SCORE | {f"{LAYER}.mlp.layers.0.weight": (2048, 256)}),
+    (
+        "a decoder for volumes, such as SAM-Med3D",
+        {"prompt_encoder.mask_downscaling.0.weight": (4, 1, 2, 2, 2)},
+    ),
+    ("a decoder with low-rank adapters (LoRA)", {f"{LAYER}.self_attn.q_proj.lora_A": (4, 256)}),
+    ("a decoder with low-rank adapters (LoRA)", {f"{LAYER}.self_attn.q_proj.w_a.weight": (4, 256)}),
+    ("a decoder with low-rank adapters (LoRA)", {"transformer.layers.0.self_attn.q_proj.lora_A": (4, 256)}),
+]
+
+STRANGERS = [
+    ("a UNETR decoder", {"base.0.weight": (64, 256), "out_conv.weight": (3, 64, 1, 1), "deconv1.block.weight": (1,)}),
+    ("a UNETR decoder", {"decoder_state.out_conv.weight": (3, 64, 1, 1), "decoder_state.decoder_head.weight": (1,)}),
+    ("SAM 3's detector", {"detector_model.mask_decoder.pixel_decoder.weight": (256, 256)}),
+    ("SAM 3's detector", {"detector.transformer.weight": (256, 256)}),
+    ("an image encoder alone", {"image_encoder.pos_embed": (1, 64, 64, 768)}),
+    ("an image encoder alone", {"patch_embed.proj.weight": (768, 3, 16, 16)}),
+    (
+        "not a SAM decoder: of its 2 tensors, the first are 0.conv.weight (16, 3), 1.conv.weight (32, 16)",
+        {"0.conv.weight": (16, 3), "1.conv.weight": (32, 16)},
+    ),
+    ("not a SAM decoder: it holds no tensors", {}),
+]
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_a_family_is_recognised_by_what_is_around_its_decoder(name):
+    assert recognise(listing(EVIDENCE[name] | PLAIN), "meta") is FAMILIES[name]
+
+
+def test_other_families_have_no_sign_of_their_own():
+    assert set(FAMILIES) - set(EVIDENCE) == {"medsam", "tiny_sam", "hf_sam"}
+
+
+def test_hugging_face_names_are_a_family_because_their_epsilon_differs():
+    family = recognise(listing(EVIDENCE["sam_vit_b"]), "hf")
+    assert (family.name, family.block_norm_eps, family.final_norm_eps) == ("hf_sam", 1e-6, 1e-5)
+
+
+def test_the_settings_that_differ_from_segment_anything():
+    usual = FAMILIES["sam"]
+    fields = ("block_norm_eps", "final_norm_eps", "image_size", "grid_size", "heads", "preprocessing")
+    differing = {
+        family.name: {
+            field: getattr(family, field) for field in fields if getattr(family, field) != getattr(usual, field)
+        }
+        for family in FAMILIES.values()
+    }
+    assert {name: settings for name, settings in differing.items() if settings} == {
+        "medsam": {"preprocessing": "medsam"},
+        "lite_medsam": {"image_size": (256, 256), "preprocessing": "lite_medsam"},
+        "efficientvit_sam": {"block_norm_eps": 1e-6, "final_norm_eps": 1e-6},
+        "sam_med2d": {"image_size": (256, 256), "grid_size": (16, 16)},
+        "samed": {"image_size": (512, 512), "grid_size": (32, 32)},
+        "hf_sam": {"block_norm_eps": 1e-6},
+    }
+    assert (usual.block_norm_eps, usual.final_norm_eps, usual.heads) == (1e-5, 1e-5, 8)
+    assert (usual.image_size, usual.grid_size, usual.preprocessing) == ((1024, 1024), (64, 64), "sam")
+
+
+def test_edge_sam_is_marked_as_not_for_commercial_use():
+    assert [family.name for family in FAMILIES.values() if "non-commercial" in family.licence] == ["edge_sam"]
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"^There is no family 'sam9'. Families: sam, sam_vit_b, .*, hf_sam\.$"):
+        find_family("sam9")
+
+
+@pytest.mark.parametrize(("title", "tensors"), RELATIVES)
+def test_relatives_are_refused_by_name(title, tensors):
+    with pytest.raises(CheckpointError) as caught:
+        refuse_relatives(listing(tensors))
+    assert str(caught.value).startswith(f"This checkpoint is {title}")
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_supported_families_are_not_refused(name):
+    refuse_relatives(listing(EVIDENCE[name] | PLAIN))
+
+
+@pytest.mark.parametrize(("title", "tensors"), STRANGERS)
+def test_strangers_are_told_what_they_are(title, tensors):
+    with pytest.raises(CheckpointError) as caught:
+        refuse_strangers(listing(tensors))
+    assert str(caught.value).startswith(f"This checkpoint is {title}")

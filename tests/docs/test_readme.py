@@ -1,0 +1,59 @@
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch_writer import write_torch_zip
+
+from sam_jax.commands.random_weights import random_state_dict
+from sam_jax.config import TINY, SamConfig
+from sam_jax.convert import own_metadata, write_tensors
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every Python block, one after the other, with random weights in the official file."""
+    monkeypatch.chdir(tmp_path)
+    write_torch_zip(tmp_path / "sam_vit_b_01ec64.pth", random_state_dict(SamConfig()))
+    names: dict = {}
+    for block in blocks("README.md", "python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["out"].logits.shape == (3, 4, 256, 256)
+    assert names["masks"].shape == (3, 3, 1200, 1800)
+    assert names["value"] < names["first"]
+    assert np.isfinite(names["value"])
+    assert os.path.isdir("fine_tuned")
+
+
+def test_the_tutorial_runs_on_eight_devices(tmp_path: Path) -> None:
+    """With a decoder of the full size in pixels, and small in everything else."""
+    config = dataclasses.replace(TINY, image_size=(1024, 1024), grid_size=(64, 64))
+    write_tensors(tmp_path / "sam.safetensors", random_state_dict(config), metadata=own_metadata(config))
+    (tmp_path / "tutorial.py").write_text("\n".join(blocks("docs/tutorial.md", "python")))
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    run = [sys.executable, "-W", "error", "tutorial.py"]
+    out = subprocess.run(run, cwd=tmp_path, env=environment, check=True, text=True, stdout=subprocess.PIPE).stdout
+    assert out.splitlines() == [
+        "(1, 4, 256, 256) (1, 4)",
+        "(4, 256, 256)",
+        "(10, 4, 4, 256, 256)",
+        "(4, 4, 256, 256) [ True False False False]",
+    ]
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    from sam_jax.commands.cli import COMMANDS
+
+    used = set(re.findall(r"^(?:.*&& )?sam-jax (\w+)", "\n".join(blocks("README.md", "sh")), re.M))
+    assert used
+    assert used <= set(COMMANDS)

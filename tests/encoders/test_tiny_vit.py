@@ -1,0 +1,158 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sam_jax.encoders.config import LITE_MEDSAM, TINY_VIT, TinyViTConfig
+from sam_jax.encoders.tiny_vit import NORM_EPS, ConvNorm, TinyViT, WindowAttention, depthwise, offset_index
+
+F32 = jnp.dtype("float32")
+SMALL = TinyViTConfig(
+    widths=(4, 8, 12, 16),
+    depths=(1, 1, 1, 1),
+    heads=(2, 3, 4),
+    window_sizes=(3, 5, 4),
+    out_width=16,
+    image_size=(64, 96),
+)
+
+
+def noise(*shape, seed=1):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+def random_variables(module, *inputs):
+    """Fill every leaf with noise; variances stay positive."""
+    generator = np.random.default_rng(0)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+
+    def draw(path, leaf):
+        values = 0.3 * generator.standard_normal(leaf.shape, np.float32)
+        return jnp.asarray(np.exp(values) if path[-1].key == "variance" else values)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.cache
+def variables_of(config):
+    return random_variables(TinyViT(config), noise(*config.image_size, 3))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "method"))
+def encode(config, variables, image, method=None):
+    return TinyViT(config).apply(variables, image, method=method)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"widths": (4, 8, 12)}, "widths must be 4 positive integers"),
+        ({"depths": (1, 0, 1, 1)}, "depths must be 4 positive integers"),
+        ({"heads": (2, 3, 5)}, r"widths must be divisible by heads = \(2, 3, 5\)"),
+        ({"window_sizes": (3, 5, 4.0)}, "window_sizes must be 3 positive integers"),
+        ({"image_size": (64, 100)}, "image_size must be two multiples of 16 pixels"),
+        ({"out_width": 0}, "out_width must be a positive integer, got 0"),
+        ({"stem_stride": 3}, "stem_stride must be 1 or 2, got 3"),
+        ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, float64, got 'float16'"),
+    ],
+)
+def test_config_says_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
+
+
+@pytest.mark.parametrize(("config", "side"), [(TINY_VIT, 1024), (LITE_MEDSAM, 256)], ids=["MobileSAM", "LiteMedSAM"])
+def test_presets_make_embeddings_of_the_decoder_s_shape(config, side):
+    image = jnp.broadcast_to(jnp.zeros(()), (side, side, 3))
+    encoder = TinyViT(config)
+    init = functools.partial(encoder.init_with_output, method="encode_with_early_feature")
+    embedding, early = jax.eval_shape(lambda: init(jax.random.key(0), image)[0])
+    assert embedding.shape == (64, 64, 256)
+    assert early.shape == (64, 64, 160)
+    assert config.grid_size == (64, 64)
+
+
+def test_offsets_are_counted_row_by_row():
+    # Tokens 0 1 / 2 3: 1 is one column from 0, 2 one row, 3 one of each.
+    np.testing.assert_array_equal(offset_index(2), [[0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0]])
+
+
+def test_each_offset_has_its_own_bias():
+    index = offset_index(4).reshape(4, 4, 4, 4)
+    row, column, other_row, other_column = np.indices(index.shape)
+    np.testing.assert_array_equal(index // 4, abs(row - other_row))
+    np.testing.assert_array_equal(index % 4, abs(column - other_column))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_is_a_grouped_convolution(stride):
+    x, kernel = noise(7, 6, 5), noise(3, 3, 1, 5, seed=2)
+    expected = jax.lax.conv_general_dilated(
+        x[None],
+        kernel,
+        (stride, stride),
+        [(1, 1), (1, 1)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=5,
+    )
+    np.testing.assert_allclose(depthwise(x, kernel, stride), expected[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_conv_norm_is_a_convolution_and_then_a_norm(depthwise):
+    x, layer = noise(6, 8, 4), ConvNorm(4, F32, side=3, stride=2, depthwise=depthwise)
+    variables = random_variables(layer, x)
+    params, constants = variables["params"], variables["constants"]
+    plain = jax.lax.conv_general_dilated(
+        x[None],
+        params["kernel"],
+        (2, 2),
+        [(1, 1), (1, 1)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=4 if depthwise else 1,
+    )[0]
+    normalised = (plain - constants["mean"]) / np.sqrt(constants["variance"] + NORM_EPS)
+    expected = normalised * params["scale"] + params["bias"]
+    np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=0, atol=2e-6)
+
+
+def test_statistics_are_constants_and_nothing_else_is():
+    variables = variables_of(SMALL)
+    names = {
+        collection: {path[-1].key for path, _ in jax.tree.leaves_with_path(tree)}
+        for collection, tree in variables.items()
+    }
+    assert names == {"params": {"kernel", "bias", "scale", "offset_bias"}, "constants": {"mean", "variance"}}
+
+
+def test_windows_do_not_see_each_other():
+    x = noise(4, 3, 3, 8)
+    attention = WindowAttention(2, F32)
+    apply = jax.jit(functools.partial(attention.apply, random_variables(attention, x)))
+    difference = np.abs(apply(x.at[2, 1, 1, 0].add(1.0)) - apply(x)).max(-1) > 1e-6
+    np.testing.assert_array_equal(difference.all((1, 2)), [False, False, True, False])
+    assert not difference[[0, 1, 3]].any()
+
+
+def test_images_need_not_be_square_and_vmap_adds_their_axis():
+    images = noise(2, 64, 96, 3)
+    together = jax.jit(jax.vmap(TinyViT(SMALL).apply, in_axes=(None, 0)))(variables_of(SMALL), images)
+    assert together.shape == (2, 4, 6, 16)
+    for image, embedding in zip(images, together, strict=True):
+        np.testing.assert_allclose(embedding, encode(SMALL, variables_of(SMALL), image), rtol=0, atol=1e-5)
+
+
+def test_an_image_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"must have the shape \(64, 96, 3\), got an array of shape \(96, 64, 3\)"):
+        TinyViT(SMALL).apply(variables_of(SMALL), noise(96, 64, 3))
+
+
+def test_bfloat16_stays_close():
+    image = noise(64, 96, 3)
+    exact = encode(SMALL, variables_of(SMALL), image)
+    rough = encode(dataclasses.replace(SMALL, dtype="bfloat16"), variables_of(SMALL), image)
+    assert rough.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rough.astype(F32), exact, rtol=0, atol=0.05 * np.abs(exact).max())

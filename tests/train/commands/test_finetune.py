@@ -1,0 +1,232 @@
+"""Whole runs, from data and a checkpoint to a checkpoint: small, but with nothing left out."""
+
+import dataclasses
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from PIL import Image
+from pycocotools import mask as coco
+from rich.console import Console
+from small_run import MODEL, save_checkpoint
+
+import sam_jax
+from sam_jax import MaskPrediction
+from sam_jax.commands import cli
+from sam_jax.commands import embed as embed_images
+from sam_jax.files.embeddings import EmbeddingStore
+from sam_jax.files.manifest import Manifest
+from sam_jax.train.commands import finetune as finetune_module
+from sam_jax.train.commands.finetune import finetune
+from sam_jax.train.config import FinetuneConfig, LoopConfig, LossConfig, OptimizerConfig, Simulation
+from sam_jax.train.data.examples import Example
+from sam_jax.train.data.sources import Encoded, open_source
+from sam_jax.train.evaluation.evaluate import evaluate
+from sam_jax.train.learning import step as step_module
+
+SIZE = (96, 96)
+CONFIG = FinetuneConfig(
+    batch=5,
+    objects=3,
+    loss=LossConfig(focal=1.0),
+    simulation=Simulation(clicks=0, refinements=False),
+    optimizer=OptimizerConfig(learning_rate=1e-2, warmup=10),
+    loop=LoopConfig(steps=120, log_every=20, save_every=60),
+)
+MARGIN = 0.2
+"""By how much the mean IoU on images that were not trained on must rise."""
+
+
+def two_discs(seed: int) -> Example:
+    """Two bright discs on dark noise, each in its half of the image."""
+    rng = np.random.default_rng(seed)
+    image, (rows, columns) = rng.integers(0, 60, (*SIZE, 3)), np.mgrid[: SIZE[0], : SIZE[1]]
+    centres, radii = rng.uniform(((35, 19), (51, 67)), ((45, 29), (61, 77))), rng.uniform(11, 18, 2)
+    masks = np.stack([np.hypot(rows - y, columns - x) < r for (y, x), r in zip(centres, radii, strict=True)])
+    for mask in masks:
+        image[mask] += rng.integers(90, 190, 3)
+    return Example(image.astype(np.uint8), masks, f"{seed}.png")
+
+
+def write_coco(folder: Path, seeds: range) -> Path:
+    """Write images, and a JSON file in which one object of each is a polygon, and the other is run-length encoded."""
+    (folder / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for seed in seeds:
+        example = two_discs(seed)
+        Image.fromarray(example.image).save(folder / "images" / example.name)
+        images.append({"id": seed, "file_name": example.name, "height": SIZE[0], "width": SIZE[1]})
+        for i, mask in enumerate(example.masks):
+            segmentation = polygon(mask) if i else run_lengths(mask)
+            annotations.append({"id": len(annotations), "image_id": seed, "segmentation": segmentation})
+    (folder / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return folder / "coco.json"
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    return {"size": [*SIZE], "counts": coco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()}
+
+
+def polygon(mask: np.ndarray) -> list[list[float]]:
+    """The circle around a disc's centre that has its area."""
+    rows, columns = np.nonzero(mask)
+    angle = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    radius, x, y = np.sqrt(len(rows) / np.pi), columns.mean() + 0.5, rows.mean() + 0.5
+    return [np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], -1).ravel().tolist()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, and COCO data to train on and to measure on."""
+    folder = tmp_path_factory.mktemp("finetune")
+    save_checkpoint(folder / "base")
+    write_coco(folder / "data", range(100, 130))
+    write_coco(folder / "held_out", range(6))
+    return folder
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train the modules as they are, which compile in half the time of the fast paths."""
+    monkeypatch.setattr(step_module, "predict_masks", functools.partial(sam_jax.predict_masks, path="plain"))
+
+
+def flat(checkpoint: Path) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint, those of the encoder under `encoder/`."""
+    decoder, encoder = sam_jax.load(checkpoint)[1], sam_jax.load_encoder(checkpoint)[1]
+    return {path: np.asarray(x) for path, x in flatten_dict(decoder | {"encoder": encoder}, sep="/").items()}
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """Paths of the arrays that two checkpoints do not have in common."""
+    old, new = flat(before), flat(after)
+    assert old.keys() == new.keys()
+    return {path for path in old if old[path].shape != new[path].shape or (old[path] != new[path]).any()}
+
+
+def held_out_iou(folder: Path, checkpoint: Path) -> tuple[float, float]:
+    """Mean IoU of images that were not trained on, after one click and of boxes, by score."""
+    encode = functools.partial(sam_jax.encode_image, *sam_jax.load_encoder(checkpoint))
+    source = Encoded(open_source(folder / "held_out" / "coco.json"), encode)
+    examples = (source[i] for i in range(len(source)))
+    report = evaluate(*sam_jax.load(checkpoint), examples, cap=5, objects=8)
+    return report.all.click_iou["score"]["1"], report.all.box_iou["score"]
+
+
+def test_a_short_run_makes_masks_of_other_images_better(folder: Path, plain: None) -> None:
+    before = held_out_iou(folder, folder / "base")
+    result = finetune(str(folder / "data" / "coco.json"), str(folder / "base"), folder / "run", CONFIG)
+    after = held_out_iou(folder, result.model)
+    assert np.subtract(after, before).min() > MARGIN, (before, after)
+
+    assert {path.name for path in (folder / "run").iterdir()} == {
+        *("model", "checkpoints", "embeddings", "finetune.json", "metrics.jsonl", "curves.png", "samples.png")
+    }
+    assert sam_jax.load(result.model)[0] == MODEL
+    decoder = {path for path in flat(folder / "base") if path.startswith("params/mask_decoder")}
+    assert changed(folder / "base", result.model) <= decoder
+    assert result.trained == sum(flat(folder / "base")[path].size for path in decoder)
+
+    found = Manifest.read(result.model).provenance
+    assert (found.family, found.licence, found.sha256) == ("sam", "Apache-2.0", None)
+    assert found.source == "fine-tuned from small.pth"
+
+
+def test_a_folder_is_of_one_run(folder: Path) -> None:
+    data, base = str(folder / "data" / "coco.json"), str(folder / "base")
+    finetune_module._claim(folder / "claimed", data, base, CONFIG)
+    other = dataclasses.replace(CONFIG, train="heads", objects=2)
+    with pytest.raises(ValueError, match="has a run with another train, objects"):
+        finetune(data, base, folder / "claimed", other)
+
+
+def mean_of_all(
+    model: Any, variables: Any, embeddings: jax.Array, prompts: sam_jax.Prompts, **how: Any
+) -> MaskPrediction:
+    """A decoder whose logits depend on every parameter, and that compiles at once."""
+    scale = sum(jnp.square(x).mean() for x in jax.tree.leaves(variables["params"]))
+    pixels = embeddings.repeat(4, 1).repeat(4, 2).mean(-1)[:, None, None]
+    logits = jnp.broadcast_to(scale * pixels, (*prompts.valid.shape, 4, *model.config.mask_size))
+    return MaskPrediction(logits, jnp.zeros((*prompts.valid.shape, 4)), prompts.valid)
+
+
+def test_the_command_trains_everything_with_more_masks_on_two_devices(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)  # compiles another evaluation
+    stream = mock.Mock(wraps=finetune_module.batches)
+    monkeypatch.setattr(finetune_module, "batches", stream)
+    settings = dataclasses.replace(
+        CONFIG, train="everything", mask_outputs=4, batch=2, objects=1, target_scale=2, loop=LoopConfig(2, 1, 2)
+    )
+    mesh = finetune_module._mesh(settings)
+    assert mesh is not None
+    assert mesh.shape == {"image": 2, "prompt_set": 1}
+    (folder / "settings.json").write_text(settings.to_json())
+    arguments = f"finetune {folder}/data/coco.json --checkpoint {folder}/base -o {folder}/all --config"
+    monkeypatch.setattr(sys, "argv", ["sam-jax", *arguments.split(), f"{folder}/settings.json"])
+    monkeypatch.setenv("COLUMNS", "200")
+    cli.main()
+    assert stream.call_args.kwargs["target_scale"] == 2
+    out = capsys.readouterr().out
+    assert "masks 0 to 3 loaded, 4 to 4 initialised:" in out
+    assert "\n           params/mask_decoder/mask_tokens" in out
+    model, variables = sam_jax.load(folder / "all" / "model")
+    assert model.config.num_masks == 5
+    moved = {
+        path.split("/")[0 if path.startswith("encoder") else 1]
+        for path in changed(folder / "base", folder / "all" / "model")
+    }
+    assert moved == {"mask_decoder", "prompt_encoder", "encoder"}
+    assert not (folder / "all" / "embeddings").exists()
+    assert sam_jax.convert.to_torch(model, variables)["mask_decoder.mask_tokens.weight"].shape[0] == 5
+
+
+def test_embeddings_can_be_those_of_a_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)
+    data, base, store = folder / "held_out" / "coco.json", folder / "base", folder / "store"
+    embed_images.run([data.parent / "images" / f"{i}.png" for i in range(5)], str(base), store, Console(quiet=True))
+    before = {name: EmbeddingStore.open(store).read(name).embedding for name in EmbeddingStore.open(store).names()}
+    config = dataclasses.replace(CONFIG, batch=1, objects=1, loop=LoopConfig(1, 1, 1), embeddings=str(store))
+    finetune(str(data), str(base), folder / "stored", config)
+    after = EmbeddingStore.open(store)
+    assert after.names() == sorted([*before, "5.png"])
+    assert after.dtype == "bfloat16"
+    for name, embedding in before.items():
+        np.testing.assert_array_equal(after.read(name).embedding, embedding)
+    assert not (folder / "stored" / "embeddings").exists()
+
+    with pytest.raises(ValueError, match="embeddings must be left out where the encoder trains"):
+        finetune(str(data), str(base), folder / "no", dataclasses.replace(config, train="everything"))
+    with pytest.raises(ValueError, match="is no store of embeddings"):
+        finetune(str(data), str(base), folder / "no", dataclasses.replace(config, embeddings=str(folder / "nothing")))
+    with pytest.raises(ValueError, match="has embeddings of another provenance"):
+        finetune(str(data), str(folder / "stored" / "model"), folder / "no", config)
+    assert not (folder / "no").exists()
+
+
+def test_low_rank_additions_are_merged_into_the_attention_projections(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    base = flat(folder / "base")
+    config = dataclasses.replace(CONFIG, train="lora", lora_rank=2, batch=1, objects=1, loop=LoopConfig(2, 1, 2))
+    result = finetune(str(folder / "data" / "coco.json"), str(folder / "base"), folder / "lora", config)
+    moved = changed(folder / "base", result.model)
+    assert len(moved) == 16 + 2  # query, key, value and out of four attentions; qkv and out of the encoder's block
+    for path in moved:
+        difference = flat(result.model)[path] - base[path]
+        assert np.linalg.matrix_rank(difference, tol=1e-6) <= 2
+    assert result.frozen == sum(x.size for path, x in base.items() if "/constants/" not in f"/{path}")
+    tensors = sam_jax.convert.to_torch(*sam_jax.load(result.model))
+    assert tensors.keys() == sam_jax.convert.to_torch(*sam_jax.load(folder / "base")).keys()

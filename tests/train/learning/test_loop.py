@@ -1,0 +1,124 @@
+import json
+import math
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_run import fresh_state, random_batch, step
+
+from sam_jax.train.config import LoopConfig
+from sam_jax.train.learning.loop import METRICS, TrainingError, check_line, curves, read_metrics, summarise, train
+from sam_jax.train.learning.state import TrainState
+
+CONFIG = LoopConfig(steps=8, log_every=2, save_every=4, keep=2)
+
+
+def numbers() -> grain.DatasetIterator:
+    """An endless iterator of numbers in a random order."""
+    return iter(grain.MapDataset.source(range(100)).seed(0).shuffle().repeat().to_iter_dataset())
+
+
+def toy_state() -> TrainState:
+    return TrainState(jnp.array(0), {"x": jnp.zeros(3)}, {"y": jnp.ones(2)}, {}, {"seen": jnp.zeros(3)})
+
+
+@jax.jit
+def toy_step(state, batch):
+    """Remembers all batches in an order-dependent sum."""
+    params = {"x": 0.9 * state.params["x"] + batch}
+    terms = {name: 1.0 / (1 + state.step) for name in ("loss", "focal", "dice", "iou", "first_overlap", "last_overlap")}
+    seen = {"seen": state.optimizer["seen"] + batch}
+    return state.replace(step=state.step + 1, params=params, optimizer=seen), terms
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_at(number, step=toy_step):
+    """The step, killed when it is to do the one after `number`."""
+
+    def run(state, batch):
+        if int(state.step) == number:
+            raise KilledError
+        return step(state, batch)
+
+    return run
+
+
+@pytest.mark.parametrize("number", [0, 3, 4, 5, 7])
+def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(tmp_path, number):
+    whole = train(tmp_path / "whole", toy_state(), toy_step, numbers(), CONFIG)
+    with pytest.raises(KilledError):
+        train(tmp_path / "cut", toy_state(), killed_at(number), numbers(), CONFIG)
+    resumed = train(tmp_path / "cut", toy_state(), toy_step, numbers(), CONFIG)
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), whole, resumed))
+    lines = [read_metrics(tmp_path / name, 8) for name in ("whole", "cut")]
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] == [2, 4, 6, 8]
+
+
+def test_a_real_run_that_is_killed_ends_with_the_same_bits(tmp_path):
+    config, batches = LoopConfig(steps=4, log_every=1, save_every=2), [random_batch(seed=i) for i in range(3)]
+
+    def data():
+        return iter(grain.MapDataset.source(batches).repeat().to_iter_dataset())
+
+    whole = train(tmp_path / "whole", fresh_state(), step(), data(), config)
+    with pytest.raises(KilledError):
+        train(tmp_path / "cut", fresh_state(), killed_at(3, step()), data(), config)
+    resumed = train(tmp_path / "cut", fresh_state(), step(), data(), config)
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), whole, resumed))
+    assert read_metrics(tmp_path / "whole", 4)[0]["loss"] > 0
+
+
+def test_a_run_that_is_done_is_done(tmp_path):
+    train(tmp_path, toy_state(), toy_step, numbers(), CONFIG)
+    state = train(tmp_path, toy_state(), killed_at(8), numbers(), CONFIG)
+    assert int(state.step) == 8
+
+
+def test_nan_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
+    def broken(state, batch):
+        state, metrics = toy_step(state, batch)
+        return state, metrics | {"focal": jnp.where(state.step == 5, jnp.nan, metrics["focal"])}
+
+    with pytest.raises(TrainingError, match="up to step 6, focal became NaN or infinite"):
+        train(tmp_path, toy_state(), broken, numbers(), CONFIG)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["4"]
+    assert [line["step"] for line in read_metrics(tmp_path, 100)] == [2, 4]
+    assert int(train(tmp_path, toy_state(), toy_step, numbers(), CONFIG).step) == 8
+
+
+def line(loss, **more):
+    return {"step": 10.0, "loss": loss, **more}
+
+
+def test_a_loss_far_above_the_lowest_is_divergence():
+    history = [line(2.0), line(0.5), line(0.7)]
+    check_line(line(4.9), history, 10)
+    check_line(line(1e6), [], 10)
+    with pytest.raises(TrainingError, match=r"the loss is 5\.1, and 0\.5 was reached before"):
+        check_line(line(5.1), history, 10)
+    with pytest.raises(TrainingError, match="gradient became NaN"):
+        check_line(line(0.5, gradient=math.inf), history, 10)
+
+
+def test_lines_are_means_and_one_bad_step_is_not_hidden():
+    metrics = [{"loss": np.float32(1)}, {"loss": np.float32(3)}]
+    assert summarise(7, metrics, 5.0) == {"step": 7, "seconds": 2.5, "loss": 2.0}
+    assert math.isnan(summarise(7, [*metrics, {"loss": np.float32("nan")}], 5.0)["loss"])
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
+    (tmp_path / METRICS).write_text(json.dumps(line(1.0)) + '\n{"step": 20, "lo')
+    assert read_metrics(tmp_path, 100) == [line(1.0)]
+    assert read_metrics(tmp_path, 5) == []
+    assert read_metrics(tmp_path / "nowhere", 5) == []
+
+
+def test_curves_are_drawn(tmp_path):
+    train(tmp_path, toy_state(), toy_step, numbers(), CONFIG)
+    picture = curves(read_metrics(tmp_path, 100))
+    assert len(picture.getcolors(1 << 16)) > 5

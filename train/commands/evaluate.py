@@ -1,0 +1,79 @@
+"""`sam-jax evaluate`: a checkpoint on a data set, one JSON and one picture."""
+
+import functools
+import itertools
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from sam_jax.files.checkpoints import load, load_encoder
+from sam_jax.files.embeddings import EmbeddingStore
+from sam_jax.images.pixels import encode_image
+from sam_jax.images.resize import Size
+from sam_jax.train.data.examples import Source
+from sam_jax.train.data.shapes import HELD_OUT_CLASSES, TRAINING_CLASSES
+from sam_jax.train.data.sources import DrawnScenes, Embedded, Encoded, open_source
+from sam_jax.train.evaluation.evaluate import evaluate
+from sam_jax.train.evaluation.metrics import COCO_LIMITS
+from sam_jax.train.evaluation.report import MEANS_AFTER, Report
+
+SCENES = {"scenes": TRAINING_CLASSES, "new-shapes": HELD_OUT_CLASSES}
+"""What to write instead of a path, for drawn scenes of held-out seeds, and the classes of their shapes."""
+
+_COCO_PIXELS = 640 * 480
+
+
+def run(
+    data: str,
+    checkpoint: str,
+    out: Path,
+    *,
+    embeddings: Path | None = None,
+    images: int = 500,
+    cap: int = 20,
+    objects: int = 16,
+    size_limits: tuple[int, int] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Evaluate, print the main numbers, and write the rest; the arguments are those of the command."""
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists already. To replace it, add --overwrite.")
+    model, variables = load(checkpoint)
+    source: Source
+    if data in SCENES:
+        source = DrawnScenes(images, model.config.image_size, SCENES[data], held_out=True)
+        size_limits = size_limits or limits_for(model.config.image_size)
+    else:
+        source = open_source(Path(data))
+    if embeddings is not None:
+        source = Embedded(source, EmbeddingStore.open(embeddings))
+    else:
+        source = Encoded(source, functools.partial(encode_image, *load_encoder(checkpoint)))
+    number = min(images, len(source))
+    examples = track((source[i] for i in range(number)), "Evaluating", number, console=Console(stderr=True))
+    report = evaluate(model, variables, examples, cap=cap, objects=objects, size_limits=size_limits or COCO_LIMITS)
+    report.save(out, overwrite=overwrite)
+    Console().print(table(report))
+
+
+def limits_for(size: Size) -> tuple[int, int]:
+    """Return COCO's borders between sizes, scaled from an image of 640 x 480 to one of another size."""
+    small, large = (round(limit * size[0] * size[1] / _COCO_PIXELS) for limit in COCO_LIMITS)
+    return small, large
+
+
+def table(report: Report) -> Table:
+    """Return a report's main numbers for the terminal."""
+    rows = Table("objects", "number", *(f"{k} clicks" for k in MEANS_AFTER), "box", "oracle: 1 click", "box")
+    for name, means in itertools.chain([("all", report.all)], report.by_size.items()):
+        score, oracle = means.click_iou["score"], means.click_iou["oracle"]
+        figures = [*score.values(), means.box_iou["score"], oracle[str(MEANS_AFTER[0])], means.box_iou["oracle"]]
+        rows.add_row(name, str(means.objects), *(f"{figure:.3f}" for figure in figures))
+    needed = report.clicks_needed["score"]
+    rows.caption = "clicks to IoU: " + ", ".join(
+        f"{threshold} % {found.mean:.2f} ({found.failures} failures)" for threshold, found in needed.items()
+    )
+    rows.caption += f"; error of predicted IoU {report.calibration.error:.3f}"
+    return rows

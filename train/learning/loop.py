@@ -1,0 +1,183 @@
+"""The loop: steps, lines of metrics, checkpoints, and a stop where training goes wrong.
+
+A run is a folder. `checkpoints/` has what moves (parameters that train, the optimizer's state, the place in the data),
+so that a run that is killed at any point and started again goes on from the last checkpoint as if nothing had happened.
+`metrics.jsonl` has one line for every few steps.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sam_jax.images.plot import line_plot, stacked
+from sam_jax.train.config import LoopConfig
+from sam_jax.train.learning.state import TrainState
+from sam_jax.train.learning.step import Step
+
+CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
+
+Line = dict[str, float]
+"""One line of metrics: `step`, `seconds` per step, and the means of what the steps returned."""
+
+
+class TrainingError(ValueError):
+    """Training went wrong: NaN, or a loss that grows. The last good checkpoint is kept."""
+
+
+def train(
+    run: Path,
+    state: TrainState,
+    step: Step,
+    batches: "grain.DatasetIterator",
+    config: LoopConfig = LoopConfig(),  # noqa: B008
+) -> TrainState:
+    """Train until `config.steps`, from the run's last checkpoint if there is one, and return the last state.
+
+    Args:
+      run: the run's folder, made if need be.
+      state: the state at the beginning; of a resumed run, its frozen part counts, and the shapes of the rest.
+      step: what `make_step` returned.
+      batches: an endless iterator whose state can be kept, as `sam_jax.train.data.batches.batches` returns.
+      config: how long, and what is written when.
+
+    Raises:
+      TrainingError: for a metric that is not finite, or a loss far above the lowest that there was.
+    """
+    run = Path(run).expanduser().resolve()
+    run.mkdir(parents=True, exist_ok=True)
+    with checkpoint_manager(run, config.keep) as manager, _progress() as progress:
+        state = resume(manager, state, batches)
+        number = int(state.step)
+        history = read_metrics(run, number)
+        _write_lines(run, history, "w")  # lines after the checkpoint are about steps that are done again
+        task = progress.add_task("training", total=config.steps, completed=number, note="")
+        pending, since = [], time.monotonic()
+        while number < config.steps:
+            state, metrics = step(state, next(batches))
+            pending.append(metrics)
+            number += 1
+            if number % config.log_every == 0 or number == config.steps:
+                line = summarise(number, jax.device_get(pending), time.monotonic() - since)
+                check_line(line, history, config.diverged)
+                history.append(line)
+                _write_lines(run, [line], "a")
+                progress.update(task, completed=number, note=f"loss {line['loss']:.4f}")
+                pending, since = [], time.monotonic()
+            if number % config.save_every == 0 or number == config.steps:
+                save_checkpoint(manager, state, batches)
+    return state
+
+
+def checkpoint_manager(run: Path, keep: int) -> ocp.CheckpointManager:
+    """Return the manager of a run's checkpoints, which keeps the newest ones."""
+    return ocp.CheckpointManager(run / CHECKPOINTS, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+
+
+def save_checkpoint(manager: ocp.CheckpointManager, state: TrainState, batches: "grain.DatasetIterator") -> None:
+    """Keep what moves: the state without its frozen part, and the place in the data."""
+    data = grain.checkpoint.CheckpointSave(batches)  # pyright: ignore[reportCallIssue]
+    manager.save(int(state.step), args=ocp.args.Composite(state=ocp.args.StandardSave(_moving(state)), data=data))
+
+
+def resume(manager: ocp.CheckpointManager, state: TrainState, batches: "grain.DatasetIterator") -> TrainState:
+    """Return the state of the newest checkpoint and move the data to its place; the state itself if there is none.
+
+    Args:
+      manager: of the run's checkpoints.
+      state: has the frozen part, and the shapes of what moves.
+      batches: the data from its beginning.
+    """
+    newest = manager.latest_step()
+    if newest is None:
+        return state
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _moving(state))
+    data = grain.checkpoint.CheckpointRestore(batches)  # pyright: ignore[reportCallIssue]
+    restored = manager.restore(newest, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=data))
+    return dataclasses.replace(state, **restored["state"])
+
+
+def summarise(step: int, metrics: Sequence[Mapping[str, Any]], seconds: float) -> Line:
+    """Return a line: the means of the metrics of some steps.
+
+    Args:
+      step: number of the last of them.
+      metrics: of each step.
+      seconds: that all of them took.
+    """
+    means = {name: float(np.mean([float(values[name]) for values in metrics])) for name in metrics[0]}
+    return {"step": step, "seconds": seconds / len(metrics), **means}
+
+
+def check_line(line: Line, history: Sequence[Line], diverged: float) -> None:
+    """Raise a TrainingError for a metric that is not finite, or a loss `diverged` times the lowest before it.
+
+    Args:
+      line: the newest line.
+      history: the lines before it.
+      diverged: how much is too much.
+    """
+    broken = [name for name, value in line.items() if not math.isfinite(value)]
+    lowest = min((before["loss"] for before in history), default=math.inf)
+    if broken:
+        problem = f"{', '.join(broken)} became NaN or infinite"
+    elif line["loss"] > diverged * lowest:
+        problem = f"the loss is {line['loss']:.4g}, and {lowest:.4g} was reached before"
+    else:
+        return
+    raise TrainingError(
+        f"Training has diverged: up to step {line['step']:.0f}, {problem}. The last checkpoint before that is kept. A "
+        "lower learning rate, a longer warm-up or a smaller clip may help."
+    )
+
+
+def read_metrics(run: Path, up_to: int) -> list[Line]:
+    """Return a run's lines of metrics up to a step. A last line that a kill cut off is left out."""
+    lines: list[Line] = []
+    for text in (run / METRICS).read_text("utf-8").splitlines() if (run / METRICS).exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return [line for line in lines if line["step"] <= up_to]
+
+
+def curves(lines: Sequence[Line]) -> Image.Image:
+    """Return a picture of the terms of the loss, and of the overlaps, over the steps.
+
+    Args:
+      lines: metrics of a run, at least one.
+    """
+    steps = (0.0, lines[-1]["step"])
+
+    def plot(names: Sequence[str], top: float) -> Image.Image:
+        points = {name: [(line["step"], line[name]) for line in lines] for name in names}
+        return line_plot(points, steps, (0, top))
+
+    highest = max(line["loss"] for line in lines)
+    return stacked([plot(("loss", "focal", "dice", "iou"), highest), plot(("first_overlap", "last_overlap"), 1)])
+
+
+def _moving(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "params": state.params, "optimizer": state.optimizer}
+
+
+def _write_lines(run: Path, lines: Sequence[Line], mode: str) -> None:
+    with (run / METRICS).open(mode, encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _progress() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
