@@ -107,7 +107,7 @@ def test_a_stream_of_requests_compiles_once_per_size() -> None:
     compiled = []
 
     def count(event: str, seconds: float, fun_name: str = "", **_: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration" and fun_name == "jit(decode)":
+        if event == "/jax/core/compile/backend_compile_duration" and fun_name == "jit(decode_batch)":
             compiled.append(seconds)
 
     jax.monitoring.register_event_duration_secs_listener(count)

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from pages import blocks
 from PIL import Image
 from random_model import MODEL, random_embedding
-from test_readme import blocks
 
 import sam_jax
 from sam_jax.batch.sharding import make_mesh

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pages import ROOT
 from random_model import random_variables
-from test_readme import ROOT
 
 import sam_jax
 from sam_jax.commands import cli

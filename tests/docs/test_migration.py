@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from pages import blocks
 from random_model import random_variables
-from test_readme import blocks
 
 import sam_jax
 from sam_jax import Sam

@@ -7,18 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import blocks
 from torch_writer import write_torch_zip
 
 from sam_jax.commands.random_weights import random_state_dict
 from sam_jax.config import TINY, SamConfig
 from sam_jax.convert import own_metadata, write_tensors
-
-ROOT = Path(__file__).parents[2]
-
-
-def blocks(page: str, language: str) -> list[str]:
-    text = (ROOT / page).read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
 
 
 def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
