@@ -11,7 +11,7 @@ from peers import Given, Peer, as_arrays, fastest
 
 import sam_jax
 from sam_jax import Prompts, Sam, SamConfig
-from sam_jax.batch import predict as ways
+from sam_jax.batch import decode as ways
 from sam_jax.commands.bench import Run
 
 CHECKED = 4

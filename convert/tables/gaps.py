@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +13,7 @@ FLOATS = tuple(np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.fl
 """The dtypes that weights may have."""
 
 
+@runtime_checkable
 class Described(Protocol):
     """A tensor as far as it is known before it is read. An array will do too."""
 

@@ -6,6 +6,7 @@ whole session is a `lax.scan`. It is the same for one object, for many, and for 
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -32,14 +33,14 @@ def start_clicks(
     """
     if boxes is None:
         # What the official rule appends to clicks without a box.
-        coordinates, labels = jnp.zeros((*batch, 1, 2)), jnp.full((*batch, 1), NOT_A_POINT)
+        coordinates, labels = jnp.zeros((*batch, 1, 2), jnp.float32), jnp.full((*batch, 1), NOT_A_POINT, jnp.int32)
     else:
         given = Prompts.build(boxes=jnp.asarray(boxes), images=len(batch) == 2)
         coordinates, labels = given.coordinates, given.labels
     return Prompts(
-        coordinates=jnp.concatenate([coordinates, jnp.zeros((*batch, clicks, 2))], -2),
-        labels=jnp.concatenate([labels, jnp.full((*batch, clicks), EMPTY)], -1),
-        masks=jnp.zeros((*batch, *config.mask_size)),
+        coordinates=jnp.concatenate([coordinates, jnp.zeros((*batch, clicks, 2), jnp.float32)], -2),
+        labels=jnp.concatenate([labels, jnp.full((*batch, clicks), EMPTY, jnp.int32)], -1),
+        masks=jnp.zeros((*batch, *config.mask_size), jnp.float32),
         has_mask=jnp.zeros(batch, bool),
         valid=jnp.ones(batch, bool),
     )
@@ -68,11 +69,11 @@ def click(
     Raises:
       ValueError: where a click has no empty slot left (not seen inside `jit`).
     """
-    points, labels = jnp.asarray(points, jnp.float32), jnp.asarray(labels)
+    points, labels = jnp.asarray(points, jnp.float32), jnp.asarray(labels, jnp.int32)
     empty = state.labels == EMPTY
     if not isinstance(empty, Tracer) and not (np.asarray(empty).any(-1) | np.asarray(labels == EMPTY)).all():
         raise ValueError(f"No empty slot is left for another click; start_clicks made {state.labels.shape[-1]} slots.")
-    slot = jnp.arange(empty.shape[-1]) == jnp.argmax(empty, -1)[..., None]
+    slot = jax.nn.one_hot(jnp.argmax(empty, -1), empty.shape[-1], dtype=bool)
     slot = slot & (labels != EMPTY)[..., None]
     state = dataclasses.replace(
         state,

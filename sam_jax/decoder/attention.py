@@ -22,7 +22,7 @@ def attention_weights(
     scale = query.shape[-1] ** -0.5
     logits = jnp.einsum("qhd,khd->hqk", query, key, preferred_element_type=dtype) * scale
     if key_mask is not None:
-        logits = jnp.where(key_mask, logits, jnp.finfo(dtype).min)
+        logits = jnp.where(key_mask[None, None], logits, jnp.finfo(dtype).min)
     return nn.softmax(logits, axis=-1)
 
 

@@ -73,7 +73,7 @@ class PatchConv(nn.Module):
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         patches = x[: h // size * size, : w // size * size].reshape(h // size, size, w // size, size, c)
         y = jnp.einsum("hkwli,klio->hwo", patches, kernel)
-        return y if bias is None else y + bias
+        return y if bias is None else y + bias[None, None]
 
 
 class ConvTranspose2x2(nn.Module):
@@ -99,4 +99,4 @@ class ConvTranspose2x2(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         blocks = jnp.einsum("hwi,kloi->hkwlo", x, kernel)
-        return blocks.reshape(2 * h, 2 * w, self.features) + bias
+        return blocks.reshape(2 * h, 2 * w, self.features) + bias[None, None]

@@ -62,7 +62,7 @@ class PromptEncoder(nn.Module):
           labels: what each token is; see `sam_jax.prompts`. An empty slot gets values that nothing reads.
         """
         height, width = self.config.image_size
-        fractions = (jnp.asarray(coordinates, jnp.float32) + 0.5) / np.array([width, height], np.float32)
+        fractions = (jnp.asarray(coordinates, jnp.float32) + 0.5) / np.array([[width, height]], np.float32)
         position = fourier_features(fractions, self.gaussian_matrix.value)
         table = jnp.concatenate([self.not_a_point_embedding[None], self.label_embedding])
         is_place = (labels > NOT_A_POINT)[:, None]

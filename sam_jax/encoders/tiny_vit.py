@@ -35,7 +35,7 @@ def depthwise(
     """
     (h, w, _), side = x.shape, kernel.shape[0]
     x = jnp.pad(x, ((side // 2, side // 2), (side // 2, side // 2), (0, 0)))
-    shifted = (x[i : i + h : stride, j : j + w : stride] * kernel[i, j, 0] for i in range(side) for j in range(side))
+    shifted = (x[i : i + h : stride, j : j + w : stride] * kernel[i, j][None] for i in range(side) for j in range(side))
     return functools.reduce(jnp.add, shifted)
 
 
@@ -68,7 +68,8 @@ class ConvNorm(nn.Module):
         mean = self.variable("constants", "mean", jnp.zeros, (self.features,)).value
         variance = self.variable("constants", "variance", jnp.ones, (self.features,)).value
         factor = scale * jax.lax.rsqrt(variance + NORM_EPS)
-        x, kernel, bias = promote_dtype(x, kernel * factor, bias - mean * factor, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel * factor[None, None, None], bias - mean * factor, dtype=self.dtype)
+        bias = bias[None, None]
         if self.depthwise:
             return depthwise(x, kernel, self.stride) + bias
         padding = [(self.side // 2, self.side // 2)] * 2
@@ -137,7 +138,7 @@ class WindowAttention(nn.Module):
         query, key, value = jnp.moveaxis(qkv, 3, 0)
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         products = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=dtype)
-        weights = nn.softmax(products * (c // self.heads) ** -0.5 + biases).astype(self.dtype)
+        weights = nn.softmax(products * (c // self.heads) ** -0.5 + biases[None]).astype(self.dtype)
         out = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
         return nn.Dense(c, dtype=self.dtype, name="out")(out.reshape(n, a, a, c))
 

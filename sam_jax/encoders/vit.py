@@ -117,7 +117,7 @@ class WindowDense(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return split_windows(x @ kernel, self.window) + bias
+        return split_windows(x @ kernel, self.window) + bias[None, None, None]
 
 
 class WindowAttention(nn.Module):

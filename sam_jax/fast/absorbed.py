@@ -111,8 +111,8 @@ def updated(
     kernel = out["kernel"].reshape(*value.shape[::2], -1)
     gathered = product("hdc,hnx,hnd->cx", kernel, weights.astype(value.dtype), value)
     x = unfused(image.tokens + gathered + out["bias"][:, None])
-    x = x - x.mean(0)
-    x = x * lax.rsqrt(jnp.square(x).mean(0) + epsilon)
+    x = x - x.mean(0, keepdims=True)
+    x = x * lax.rsqrt(jnp.square(x).mean(0, keepdims=True) + epsilon)
     return (x * norm["scale"][:, None] + norm["bias"][:, None]).astype(value.dtype)
 
 

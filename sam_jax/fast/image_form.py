@@ -113,7 +113,8 @@ def decoder_params(dtype: str, variables: Any) -> Params:
 
 def linear(params: Params, x: Float[Array, "*n channels"]) -> Float[Array, "*n out"]:
     """Return what `nn.Dense` of these parameters makes of the last axis."""
-    return x.astype(params["kernel"].dtype) @ params["kernel"] + params["bias"]
+    bias = jnp.expand_dims(params["bias"], tuple(range(x.ndim - 1)))
+    return x.astype(params["kernel"].dtype) @ params["kernel"] + bias
 
 
 def heads_of(x: Float[Array, "*batch n channels"], heads: int) -> Float[Array, "*batch heads n d"]:
@@ -136,7 +137,7 @@ def token_weights(
     logits: Float[Array, "heads *p n hw"], token_mask: Bool[Array, "*p n"]
 ) -> Float[Array, "heads *p n hw"]:
     """Return the softmax over tokens: what each pixel takes of each token's value."""
-    logits = jnp.where(token_mask[..., None], logits, jnp.finfo(logits.dtype).min)
+    logits = jnp.where(token_mask[None, ..., None], logits, jnp.finfo(logits.dtype).min)
     return jax.nn.softmax(unfused(logits), axis=-2)
 
 
@@ -230,12 +231,12 @@ def masks(params: Params, convolved: Float[Array, "o hw"], weights: Float[Array,
     norm, second = params["norm"], params["conv_1"]
     x = unfused(convolved).reshape(4, len(norm["scale"]), -1)
     x = x * unfused(lax.rsqrt(jnp.square(x).mean(1, keepdims=True) + CONV_NORM_EPS))
-    x = gelu(x * norm["scale"][:, None] + norm["bias"][:, None]).astype(second["kernel"].dtype)
+    x = gelu(x * norm["scale"][None, :, None] + norm["bias"][None, :, None]).astype(second["kernel"].dtype)
     rows = second["kernel"].reshape(-1, x.shape[1])
     # One product per sub-pixel: XLA would make sub-pixels and pixels one axis, and transpose operand and result for it.
     rows = lax.optimization_barrier(jnp.broadcast_to(rows, (4, *rows.shape)))
     x = jnp.einsum("kor,krx->kox", rows, x).reshape(16, len(second["bias"]), -1)
-    x = gelu(x + second["bias"][:, None])
+    x = gelu(x + second["bias"][None, :, None])
     return product("kmd,kdx->kmx", jnp.broadcast_to(weights, (16, *weights.shape)), x)
 
 

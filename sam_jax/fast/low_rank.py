@@ -185,7 +185,7 @@ class ImageState:
         ) -> Float[Array, "o hw"]:
             maps = unfused(jnp.concatenate([factors, levels.astype(dtype)]))
             low_rank = unfused(product("or,rx->ox", rows, maps))
-            return gain * (low_rank + levels[0] * table.image[0]) + table.constant[0]
+            return gain[None] * (low_rank + levels[:1] * table.image[0]) + table.constant[0]
 
         return convolve, (image.factors, image.levels, image.gain, unfused(rows))
 
@@ -198,7 +198,7 @@ def gather(
     # The largest logit cancels out; its gradient could be NaN (see `attend_rows`).
     weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
     total = jnp.swapaxes(weights.sum(-1), 0, 1)[..., None]
-    values = gathered(image, weights, tables.value) / total + tables.value.constant[..., 0][:, None]
+    values = gathered(image, weights, tables.value) / total + tables.value.constant[..., 0][None, :, None]
     return values.astype(query.dtype)
 
 
@@ -228,10 +228,10 @@ def products(
     low_rank = product("pkr,prx->pkx", of_factors.reshape(p, heads * n, -1), image.factors)
     low_rank = jnp.swapaxes(low_rank.reshape(p, heads, n, -1), 0, 1)
     of_levels = product("phnd,pbhd->hpnb", vectors, constants)
-    inner = levels[:, None, 0] * own + low_rank
+    inner = levels[None, :, None, 0] * own + low_rank
     for i in range(levels.shape[1]):  # a product with so few rows is a few additions
-        inner += of_levels[..., i, None] * levels[:, None, i]
-    return image.gain[:, None] * inner + product("phnd,hdx->hpnx", vectors, table.constant)
+        inner += of_levels[..., i, None] * levels[None, :, None, i]
+    return image.gain[None, :, None] * inner + product("phnd,hdx->hpnx", vectors, table.constant)
 
 
 def gathered(
@@ -241,8 +241,8 @@ def gathered(
     heads, p, n, pixels = weights.shape
     dtype = table.image.dtype
     if image is not None:
-        weights = weights * image.gain[:, None]
-    own = weights if image is None else weights * image.levels[:, None, 0]
+        weights = weights * image.gain[None, :, None]
+    own = weights if image is None else weights * image.levels[None, :, None, 0]
     own = product("hkx,hdx->hkd", own.reshape(heads, p * n, pixels).astype(dtype), table.image)
     own = jnp.swapaxes(own.reshape(heads, p, n, -1), 0, 1)
     if image is None:
@@ -284,7 +284,7 @@ def with_added(
         maps, values, first = weights, value - value[:, :, :1], value[:, :, 0].reshape(p, -1)
         factors, rows = maps[:, :, 1:], values[:, :, 1:]
     rank = heads * rows.shape[2]
-    rows = (rows[..., None, :] * eye(heads)[:, None, :, None]).reshape(p, rank, heads * d)
+    rows = (rows[..., None, :] * eye(heads)[None, :, None, :, None]).reshape(p, rank, heads * d)
     factors = jnp.swapaxes(factors, 0, 1).reshape(p, rank, pixels)
     added, ones = Added(maps, values, rows, first), jnp.ones((p, 1, pixels))
     if image is None:
@@ -310,12 +310,12 @@ def normalised(image: LowRankTokens, tables: UpdateTables, epsilon: float) -> Lo
     levels = [image.levels[:, i] for i in range(image.levels.shape[1])]
     # On its own, because XLA sums up slowly what it fuses with operands that differ in an axis of one.
     squares = unfused(image.factors * unfused(product("prs,psx->prx", of_factors, image.factors)))
-    variance = squares.sum(1) + jnp.square(levels[0]) * tables.energy
+    variance = squares.sum(1) + jnp.square(levels[0]) * tables.energy[None]
     with_level = unfused(product("pbr,prx->pbx", 2 * of_both, image.factors))
     for i, level in enumerate(levels):
         added, table = image.added[i], tables.overlap[i]
         overlap = table[:, None] if added.values is None else unfused(product("phnd,hdx->hpnx", added.values, table))
-        with_image = product("pk,kx->px", added.first, table.reshape(-1, table.shape[-1])) + tables.offset[i]
+        with_image = product("pk,kx->px", added.first, table.reshape(-1, table.shape[-1])) + tables.offset[i][None]
         with_image += unfused((added.maps * overlap).sum((0, 2)))
         among_levels = sum(of_levels[:, i, j, None] * other for j, other in enumerate(levels))
         variance += level * (levels[0] * with_image + with_level[:, i] + among_levels)
@@ -387,7 +387,7 @@ def prepare_image(model: Sam, variables: Any, embedding: Float[Array, "h w c"]) 
         query, out = linear_map(block["image_to_token"]["query"], placed=True), block["image_to_token"]["out"]
         outputs.append((out["kernel"], out["bias"] + last_bias))
 
-        image = image - image.mean(0)
+        image = image - image.mean(0, keepdims=True)
         outputs = [(kernel - kernel.mean(-1, keepdims=True), bias - bias.mean()) for kernel, bias in outputs]
         both = [jnp.concatenate([kernel, bias[None]]) for kernel, bias in outputs]
         updates.append(
@@ -401,7 +401,7 @@ def prepare_image(model: Sam, variables: Any, embedding: Float[Array, "h w c"]) 
         )
         norm = block["norm_image_to_token"]
         image = image * norm["scale"][:, None]
-        outputs = [(kernel * norm["scale"], bias * norm["scale"]) for kernel, bias in outputs]
+        outputs = [(kernel * norm["scale"][None], bias * norm["scale"]) for kernel, bias in outputs]
         last_bias = norm["bias"]
     gathers.append(gather_tables(params["two_way"]["final_token_to_image"]))
     kernel, bias = centred_kernel(params["upscaling"]["conv_0"])

@@ -121,7 +121,7 @@ def prepare_on_device(
         if shape != pixels.shape:
             pixels = jax.image.resize(pixels, shape, "linear", antialias=True, precision=jax.lax.Precision.HIGHEST)
             pixels = jnp.floor(pixels + 0.5)
-    normalised = (pixels - _MEAN) / _STD
+    normalised = (pixels - _MEAN[None, None]) / _STD[None, None]
     return jnp.pad(normalised, ((0, image_size[0] - height), (0, image_size[1] - width), (0, 0)))
 
 

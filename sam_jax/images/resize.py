@@ -62,7 +62,8 @@ def _scale(coordinates: Any, source: TracedSize, target: TracedSize) -> Array:
         raise ValueError(f"coordinates must be [..., 2] clicks or [..., 4] boxes, got {describe(coordinates)}.")
     (height, width), (new_height, new_width) = source, target
     ratio = jnp.stack([jnp.asarray(new_width / width), jnp.asarray(new_height / height)]).astype(jnp.float32)
-    return coordinates * jnp.tile(ratio, coordinates.shape[-1] // 2)
+    ratio = jnp.tile(ratio, coordinates.shape[-1] // 2)
+    return coordinates * jnp.expand_dims(ratio, tuple(range(coordinates.ndim - 1)))
 
 
 def mask_to_prompt(
@@ -138,7 +139,8 @@ def resize_masks(
     # Measured on two cores: products along the width, then three taps along the height.
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
     wide = _widened(logits.astype(dtype), columns, column_weights.astype(dtype))
-    taps = [row_weights[:, k, None].astype(dtype) * jnp.take(wide, rows[:, k], axis=-2) for k in range(3)]
+    row_weights = jnp.expand_dims(row_weights.astype(dtype), tuple(range(wide.ndim - 2)))
+    taps = [row_weights[..., k, None] * jnp.take(wide, rows[:, k], axis=-2) for k in range(3)]
     return taps[0] + taps[1] + taps[2]
 
 
@@ -192,8 +194,8 @@ def _taps(
     for pixel, weight in ((near, 1 - share), (far, share)):
         first, second, part = _bilinear(pixel, frame, low)
         for index, amount in ((first, 1 - part), (second, part)):
-            weights += ((index - base)[:, None] == jnp.arange(3)) * (weight * amount)[:, None]
-    return jnp.minimum(base[:, None] + jnp.arange(3), low - 1), weights
+            weights += jnp.where((index - base)[:, None] == jnp.arange(3)[None], (weight * amount)[:, None], 0)
+    return jnp.minimum(base[:, None] + jnp.arange(3)[None], low - 1), weights
 
 
 def _bilinear(

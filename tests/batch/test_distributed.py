@@ -58,7 +58,7 @@ def reports(folder, expected) -> list[dict[str, Any]]:
     workers = []
     try:
         for process, log in enumerate(logs):
-            command = [sys.executable, Path(__file__).with_name("distributed_worker.py"), port, process, folder]
+            command = [sys.executable, Path(__file__).parents[1] / "distributed_worker.py", port, process, folder]
             with log.open("w") as output:
                 pipes = {"stdin": subprocess.PIPE, "stdout": output, "stderr": subprocess.STDOUT}
                 workers.append(subprocess.Popen(map(str, command), env=environment, **pipes))

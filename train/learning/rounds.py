@@ -57,7 +57,7 @@ def interactive_gradients(
     """
     targets, weight, valid = (jnp.asarray(x) for x in (batch.targets, batch.weight, batch.valid))
     inside, shown = targets >= 0.5, weight >= 0.5
-    count = jnp.maximum(valid.sum() if count is None else count, 1)
+    count = jnp.maximum(valid.sum() if count is None else count, 1).astype(jnp.float32)
 
     def round_loss(trained: Any, prompts: Prompts, first: bool) -> tuple[Array, tuple[Metrics, Array]]:
         prediction = decode(trained, prompts)

@@ -47,7 +47,7 @@ def uniform_pixel(key: Key[Array, ""], region: Bool[Array, "ty tx"]) -> Int[Arra
 def point_in_pixel(key: Key[Array, ""], pixel: Int[Array, " 2"], stride: Float[Array, " 2"]) -> Float[Array, " 2"]:
     """Return a point of the input frame, uniform over what a pixel covers, which is `stride` wide and high."""
     # Pixels have their centres at whole coordinates: the first begins at -0.5.
-    return (pixel + jax.random.uniform(key, (2,))) * stride - 0.5
+    return (pixel.astype(jnp.float32) + jax.random.uniform(key, (2,), jnp.float32)) * stride - 0.5
 
 
 def jittered_box(
@@ -70,8 +70,9 @@ def jittered_box(
     stride = _stride(target, config)
     corners = jnp.stack([first * stride, (last + 1) * stride - 1])
     limit = simulation.box_noise_limit * max(config.image_size)
-    noise = jax.random.normal(key, (2, 2)) * simulation.box_noise * (corners[1] - corners[0] + 1)
-    moved = jnp.clip(corners + jnp.clip(noise, -limit, limit), 0, input_size[::-1] - 1)
+    noise = jax.random.normal(key, (2, 2), jnp.float32) * simulation.box_noise * (corners[1:] - corners[:1] + 1)
+    farthest = (input_size[None, ::-1] - 1).astype(jnp.float32)
+    moved = jnp.clip(corners + jnp.clip(noise, -limit, limit), 0, farthest)
     return jnp.concatenate([moved.min(0), moved.max(0)])  # noise can turn a thin box around
 
 
@@ -114,9 +115,11 @@ def first_prompt(
     box = jittered_box(of_box, target, input_size, config, simulation).reshape(2, 2)
     nothing = jnp.zeros_like(target)
     point, _ = error_click(of_click, target, nothing, target, config)
-    click = jnp.stack([point, jnp.zeros(2)])
+    click = jnp.stack([point, jnp.zeros_like(point)])
     is_box = jax.random.bernoulli(of_kind, simulation.boxes)
-    labels = jnp.where(is_box, jnp.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]), jnp.array([FOREGROUND, NOT_A_POINT]))
+    labels = jnp.where(
+        is_box, jnp.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], jnp.int32), jnp.array([FOREGROUND, NOT_A_POINT], jnp.int32)
+    )
     return jnp.where(is_box, box, click), labels
 
 
@@ -151,7 +154,7 @@ def with_slots(prompts: Prompts, config: SamConfig, simulation: Simulation) -> P
     batch, tokens = prompts.valid.shape, FIRST_TOKENS + simulation.rounds - 1
     return dataclasses.replace(
         prompts.pad(tokens, batch[1], batch[0]),
-        masks=jnp.zeros((*batch, *config.mask_size)),
+        masks=jnp.zeros((*batch, *config.mask_size), jnp.float32),
         has_mask=jnp.ones(batch, bool),
     )
 
@@ -209,4 +212,4 @@ def has_click(key: Key[Array, ""], index: Int[Array, ""] | int, simulation: Simu
 def _stride(target: Bool[Array, "ty tx"], config: SamConfig) -> Float[Array, " 2"]:
     """Width and height in the input frame of a target's pixel."""
     (height, width), (ty, tx) = config.image_size, target.shape
-    return jnp.array([width / tx, height / ty])
+    return jnp.array([width / tx, height / ty], jnp.float32)
