@@ -7,17 +7,17 @@ remembers no more than `EncodedImage`s.
 import os
 from collections.abc import Sequence
 
-import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.files.checkpoints import load, load_encoder
 from sam_jax.images.pixels import EncodedImage, Prediction, check_fit, encode_image, predict_batch, predict_image
-from sam_jax.prompts import Ragged
+from sam_jax.prompts import AnyArray, Ragged
 
-ImageLike = UInt8[np.ndarray, "_height _width 3"] | str | os.PathLike[str] | EncodedImage
-"""RGB pixels, a file, or an image that is encoded already."""
+ImageLike = UInt8[AnyArray, "_height _width 3"] | Image.Image | str | os.PathLike[str] | EncodedImage
+"""RGB pixels, a PIL image, a file, or an image that is encoded already."""
 
 
 class Predictor:
@@ -55,7 +55,7 @@ class Predictor:
         """Encode an image, make it the one that `predict` is about, and return it for later.
 
         Args:
-          image: RGB pixels [height, width, 3] from 0 to 255, a file, or what an earlier call returned.
+          image: RGB pixels [height, width, 3] from 0 to 255, a PIL image, a file, or what an earlier call returned.
 
         Raises:
           ValueError: for an array that is no such image, or a file that cannot be read.

@@ -5,6 +5,7 @@ ever attends to, so that padding changes no result. An empty slot is not the off
 token, which SAM was trained to see after clicks without a box.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -83,6 +84,7 @@ class Prompts:
             raise ValueError(f"points and labels come together, one label per click; got only {' and '.join(given)}.")
         if images is None:
             images = any(depth_of(value) > _ENTRY_RANK[name] + 1 for name, value in given.items())
+            _warn_of_boxes(given, images)
         if given and all(_is_array(value) for value in given.values()):
             return _from_arrays(given, images)
         return _from_lists(given, images)
@@ -125,6 +127,19 @@ def depth_of(value: Any) -> int:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return 1 + max((depth_of(item) for item in value if item is not None), default=0)
     return 0
+
+
+def _warn_of_boxes(given: dict[str, Any], images: bool) -> None:
+    """Tell of boxes alone, several of them in a single prompt set: most callers mean one image."""
+    boxes = given.get("boxes")
+    if images or len(given) > 1 or not _is_array(boxes) or boxes.ndim != 3 or len(boxes) > 1 or boxes.shape[1] < 2:
+        return
+    warnings.warn(
+        f"boxes {list(boxes.shape)} are {boxes.shape[1]} boxes of one prompt set, which asks for one object. For one "
+        "object per box, give boxes [prompt set, 4], or images=True where the first axis is images. images=False says "
+        "that one object is meant.",
+        stacklevel=3,
+    )
 
 
 def _shape_error(name: str, value: Any, images: bool) -> ValueError:

@@ -17,6 +17,8 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 # Most of the time goes into compiling, and XLA's optimisations change no fact that is tested; parity turns them on.
 jax.config.update("jax_disable_most_optimizations", True)
+if jax.__version_info__ < (0, 11):  # compiles three times as fast; later versions end on a flag they do not know
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 # Processes that tests start share what they compile, and leave the user's cache alone.
 CACHE = tempfile.TemporaryDirectory(prefix="sam_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -191,6 +192,33 @@ def test_it_wants_an_image_first(predictor):
 def test_prompts_that_do_not_fit(prompts, message, on_image):
     with pytest.raises(ValueError, match=message):
         on_image.predict(**prompts)
+
+
+@pytest.mark.parametrize("kind", [Image.fromarray, jnp.asarray, lambda pixels: Image.fromarray(pixels).convert("RGBA")])
+def test_images_of_other_libraries(kind, predictor):
+    pixels = picture(SIZES[0])
+    want, got = predictor.set_image(pixels), predictor.set_image(kind(pixels))
+    np.testing.assert_array_equal(got.embedding, want.embedding)
+    assert got[1:] == want[1:]
+
+
+def test_a_grey_pil_image_is_as_its_file(predictor, tmp_path):
+    grey = Image.fromarray(picture(SIZES[0])).convert("L")
+    grey.save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(
+        predictor.set_image(grey).embedding, predictor.set_image(tmp_path / "grey.png").embedding
+    )
+
+
+class Unreadable:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        raise RuntimeError("it is on another planet")
+
+
+@pytest.mark.parametrize("image", [None, Unreadable(), [[1, 2], [3]], {"pixels": 3}, jnp.zeros((5, 5, 3))])
+def test_what_is_no_image_at_all_is_a_sentence(image, on_image, untyped):
+    with pytest.raises(ValueError, match=r"The image must be "):
+        on_image.set_image(image)
 
 
 @pytest.mark.parametrize("image", [np.zeros((5, 5, 3)), np.zeros((5, 5), np.uint8), np.zeros((0, 5, 3), np.uint8)])

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +90,14 @@ def test_boxes_alone_say_whether_they_have_an_image_axis() -> None:
     assert Prompts.build(boxes=boxes, images=True).labels.shape == (2, 3, 2)
     assert Prompts.build(boxes=boxes.tolist(), images=True).labels.shape == (2, 3, 2)
     assert Prompts.build(boxes=boxes[:, :, None]).labels.shape == (2, 3, 2)
+
+
+@pytest.mark.parametrize("boxes", [np.ones((1, 32, 4)), jnp.ones((1, 2, 4))])
+def test_many_boxes_of_one_prompt_set_are_pointed_out(boxes: Any) -> None:
+    with pytest.warns(UserWarning, match=r"boxes \[1, \d+, 4\] are \d+ boxes of one prompt set.*images=True"):
+        assert Prompts.build(boxes=boxes).valid.shape == (1,)
+    assert Prompts.build(boxes=boxes, images=False).valid.shape == (1,)
+    assert Prompts.build(boxes=boxes, images=True).valid.shape == boxes.shape[:2]
 
 
 def test_pad_adds_only_empty_slots() -> None:

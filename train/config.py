@@ -70,12 +70,12 @@ class OptimizerConfig:
     Attributes:
       learning_rate: the highest; rows of the table of what trains scale it.
       schedule: how it falls after the warm-up: along a cosine to `final`, in steps, or not.
-      warmup: steps over which it rises from 0.
+      warmup: updates over which it rises from 0; at most a tenth of the run.
       final: the cosine's end, as a share of `learning_rate`.
       drops: where the step decay divides by 10, as shares of all steps (SAM's are 2/3 and 26/27).
       weight_decay: of kernels alone.
       clip: largest norm of the gradient of all parameters together.
-      accumulate: batches whose gradients are averaged before one update. `warmup` counts updates.
+      accumulate: batches whose gradients are averaged before one update.
       average: decay of the running mean of the parameters that is kept in the end; 0 keeps the parameters themselves.
     """
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float
 
+from sam_jax.batch.select import best_alone
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.errors import describe
 from sam_jax.fast.absorbed import decode_absorbed
@@ -80,7 +81,7 @@ def pad_inputs(embeddings: Images, prompts: Prompts, sizes: Sizes) -> tuple[Imag
     return embeddings, prompts
 
 
-@functools.partial(jax.jit, static_argnames=("model", "chunk", "path"))
+@functools.partial(jax.jit, static_argnames=("model", "chunk", "path", "best"))
 def decode_batch(
     model: Sam,
     variables: Variables,
@@ -88,6 +89,7 @@ def decode_batch(
     prompts: Prompts,
     chunk: int,
     path: Path = "auto",
+    best: bool = False,
 ) -> MaskPrediction:
     """Decode every prompt set, `chunk` at a time, for the shapes as they are.
 
@@ -102,11 +104,12 @@ def decode_batch(
         image, prompts = inputs
         if path == "low_rank":
             state = image if prepared else prepare_image(model, variables, image)
-            return map_groups(functools.partial(decode_low_rank, model, variables, state), prompts, chunk)
-        embedding = jnp.asarray(embeddings_of(image))
-        if path == "absorbed":
-            return map_groups(functools.partial(decode_absorbed, model, variables, embedding), prompts, chunk)
-        return map_groups(jax.vmap(functools.partial(model.apply, variables, embedding)), prompts, chunk)
+            decode = functools.partial(decode_low_rank, model, variables, state)
+        elif path == "absorbed":
+            decode = functools.partial(decode_absorbed, model, variables, jnp.asarray(embeddings_of(image)))
+        else:
+            decode = jax.vmap(functools.partial(model.apply, variables, jnp.asarray(embeddings_of(image))))
+        return map_groups(lambda group: best_alone(decode(group), group) if best else decode(group), prompts, chunk)
 
     if embeddings_of(images).ndim == 3:
         return one_image((images, prompts))

@@ -34,6 +34,7 @@ def predict_masks(
     sizes: Sizes = Sizes(),  # noqa: B008 - frozen
     mesh: jax.sharding.Mesh | None = None,
     path: Path = "auto",
+    best: bool = False,
 ) -> MaskPrediction:
     """Return all masks and scores of every prompt set.
 
@@ -52,6 +53,8 @@ def predict_masks(
         Arrays spread over several processes are taken in the shape they have, too.
       path: how to decode; "auto" takes the fastest for the shapes (`choose_path`). None changes a result beyond
         rounding.
+      best: keep one mask of each prompt set, the one that `best_masks` takes, chosen before the next chunk is decoded:
+        the mask axis of the result is 1, and the other masks cost no memory.
 
     Raises:
       ValueError: for inputs whose shapes do not fit the model or each other, or coordinates outside the input frame.
@@ -67,9 +70,9 @@ def predict_masks(
         images = embeddings_of(embeddings).ndim == 4
         run, sizes = functools.partial(decode_on, mesh), fit_sizes(sizes, mesh, images=images)
     if not all(is_readable(x) for x in jax.tree.leaves((variables, embeddings, prompts))):
-        return run(model, variables, embeddings, prompts, chunk, path)
+        return run(model, variables, embeddings, prompts, chunk, path, best)
     padded, wide = pad_inputs(embeddings, prompts, sizes)
-    out = run(model, variables, padded, wide, chunk, path)
+    out = run(model, variables, padded, wide, chunk, path, best)
     if wide.valid.shape == prompts.valid.shape:
         return out
     return jax.tree.map(lambda x: x[tuple(slice(n) for n in prompts.valid.shape)], out)
@@ -92,9 +95,12 @@ def check_inputs(config: SamConfig, images: Images, prompts: Prompts) -> None:
     batch = prompts.valid.shape
     if len(batch) != embeddings.ndim - 2 or batch[:-1] != embeddings.shape[:-3]:
         axes = "[image, prompt set]" if embeddings.ndim == 4 else "[prompt set]"
+        hint = ""
+        if embeddings.ndim == 4 and batch == embeddings.shape[:1]:
+            hint = " If their first axis is images, Prompts.build(..., images=True) says so."
         raise ValueError(
             f"prompts must have axes {axes} to fit embeddings of shape {list(embeddings.shape)}, "
-            f"got {list(batch)} prompt sets."
+            f"got {list(batch)} prompt sets.{hint}"
         )
     if prompts.masks is not None and prompts.masks.shape[-2:] != config.mask_size:
         raise ValueError(

@@ -3,12 +3,15 @@
 The official code is `segment_anything/utils/amg.py` and `utils/onnx.py`.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sam_jax.decoder.model import MaskPrediction
-from sam_jax.prompts import BACKGROUND, Prompts
+from sam_jax.prompts import BACKGROUND, EMPTY, AnyArray, Prompts
 
 
 def select_masks(
@@ -34,12 +37,37 @@ def best_masks(
     tokens are not counted, so the choice does not depend on padding.
 
     Args:
-      prediction: what `predict_masks` returned.
+      prediction: what `predict_masks` or a compiled decoder returned, padding included.
       prompts: the prompts that it was made from.
+
+    Raises:
+      ValueError: if the prediction is of other prompts.
     """
-    clear = (prompts.labels >= BACKGROUND).sum(-1) >= 3
+    labels = _padded_to(prompts.labels, prediction.iou.shape[:-1])
+    clear = (labels >= BACKGROUND).sum(-1) >= 3
     index = jnp.where(clear, 0, 1 + jnp.argmax(prediction.iou[..., 1:], axis=-1))
     return take_masks(prediction, index)
+
+
+def best_alone(prediction: MaskPrediction, prompts: Prompts) -> MaskPrediction:
+    """Return a prediction of one mask for each prompt set: that of `best_masks`."""
+    logits, iou = best_masks(prediction, prompts)
+    return dataclasses.replace(prediction, logits=logits[..., None, :, :], iou=iou[..., None])
+
+
+def _padded_to(labels: Int[AnyArray, "*b n"], batch: tuple[int, ...]) -> Int[AnyArray, "*batch n"]:
+    """Labels for the prompt sets of a prediction, which may have padding behind those that were asked for."""
+    asked = labels.shape[:-1]
+    if len(asked) != len(batch) or any(few > many for few, many in zip(asked, batch, strict=True)):
+        raise ValueError(
+            f"The prediction must be of these prompts, with or without padding; got {list(batch)} prompt sets for "
+            f"prompts of {list(asked)}."
+        )
+    if asked == batch:
+        return labels
+    xp = np if isinstance(labels, np.ndarray) else jnp
+    more = [(0, many - few) for few, many in zip(asked, batch, strict=True)]
+    return xp.pad(labels, [*more, (0, 0)], constant_values=EMPTY)
 
 
 def take_masks(
@@ -63,8 +91,8 @@ def stability_score(
       offset: how far the threshold moves up and down.
       threshold: where the mask ends.
     """
-    inner = (logits > threshold + offset).sum((-2, -1))
-    outer = (logits > threshold - offset).sum((-2, -1))
+    inner = (logits > threshold + offset).sum((-2, -1)).astype(jnp.float32)
+    outer = (logits > threshold - offset).sum((-2, -1)).astype(jnp.float32)
     return jnp.where(outer > 0, inner / jnp.maximum(outer, 1), 0.0)
 
 

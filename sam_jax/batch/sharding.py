@@ -90,7 +90,14 @@ def fit_sizes(sizes: Sizes, mesh: Mesh, images: bool) -> Sizes:
 
 
 def decode_on(
-    mesh: Mesh, model: Sam, variables: Variables, embeddings: Images, prompts: Prompts, chunk: int, path: Path
+    mesh: Mesh,
+    model: Sam,
+    variables: Variables,
+    embeddings: Images,
+    prompts: Prompts,
+    chunk: int,
+    path: Path,
+    best: bool,
 ) -> MaskPrediction:
     """Decode as `decode_batch`, split over the mesh: `chunk` is what each device decodes at once.
 
@@ -103,19 +110,27 @@ def decode_on(
             f"Inside of a transformation and across processes, the mesh must divide the prompts evenly: their axes are "
             f"{list(batch)}, the mesh's {list(divisors)}. sam_jax.shard_inputs pads them."
         )
-    return split_decode(model, replicate(variables, mesh), *_place_inputs(embeddings, prompts, mesh), chunk, path, mesh)
+    embeddings, prompts = _place_inputs(embeddings, prompts, mesh)
+    return split_decode(model, replicate(variables, mesh), embeddings, prompts, chunk, path, mesh, best)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "chunk", "path", "mesh"))
+@functools.partial(jax.jit, static_argnames=("model", "chunk", "path", "best", "mesh"))
 def split_decode(
-    model: Sam, variables: Variables, embeddings: Images, prompts: Prompts, chunk: int, path: Path, mesh: Mesh
+    model: Sam,
+    variables: Variables,
+    embeddings: Images,
+    prompts: Prompts,
+    chunk: int,
+    path: Path,
+    mesh: Mesh,
+    best: bool = False,
 ) -> MaskPrediction:
     """Run `decode_batch` on every device's share. In plain `jit`, its loop over chunks would gather every share
     first.
     """
     of_embeddings, of_prompts = _specs(prompts.valid.ndim == 2)
     return jax.shard_map(
-        functools.partial(decode_batch, model, chunk=chunk, path=path),
+        functools.partial(decode_batch, model, chunk=chunk, path=path, best=best),
         mesh=mesh,
         in_specs=(PartitionSpec(), of_embeddings, of_prompts),
         out_specs=of_prompts,

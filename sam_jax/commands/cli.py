@@ -122,8 +122,8 @@ def embed(
 ) -> None:
     """Encode images and write the embeddings to a store, which sam-jax predict and training read.
 
-    Images that are in the store by their file's name are left as they are, so that after an interruption the same
-    command does the rest.
+    An image that is in the store, and was not changed since, is left as it is. After an interruption, the same command
+    does the rest.
 
     Args:
       images: image files, or folders of them.

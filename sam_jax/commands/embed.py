@@ -10,9 +10,10 @@ from rich.progress import track
 from sam_jax.decoder.model import Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.files.checkpoints import load_encoder, provenance_of
-from sam_jax.files.embeddings import EmbeddingStore, StoredDType
+from sam_jax.files.embeddings import EmbeddingStore, StoredDType, digest_of
 from sam_jax.images.image_files import image_files
 from sam_jax.images.pixels import EncodedImage, encode_image
+from sam_jax.images.preprocess import read_image
 
 
 def run(
@@ -24,7 +25,7 @@ def run(
     dtype: StoredDType = "bfloat16",
     family: str | None = None,
 ) -> None:
-    """Encode the images that the store does not have yet, and write them to it.
+    """Encode the images that the store does not have yet, or that were changed since, and write them to it.
 
     Args:
       paths: image files, and folders of them.
@@ -47,7 +48,7 @@ def run(
         made = encoder.config
         provenance = provenance_of(checkpoint, family)
         store = EmbeddingStore.create(out, (*made.grid_size, made.out_width), made.image_size, dtype, provenance)
-    todo = [file for file in files if file.name not in store]
+    todo = [file for file in files if not store.written_after(file.name, file)]
     store.remove_leftovers([file.name for file in todo])
     problems: list[str] = []
     before = None
@@ -66,10 +67,11 @@ def run(
 
 def _encode(
     encoder: Encoder, variables: Variables, files: Sequence[Path], problems: list[str]
-) -> Iterator[tuple[str, EncodedImage]]:
+) -> Iterator[tuple[str, EncodedImage, str]]:
     """Images as they are handed to the device. Files that cannot be read are told in `problems`."""
     for file in files:
         try:
-            yield file.name, encode_image(encoder, variables, file)
+            pixels = read_image(file)
+            yield file.name, encode_image(encoder, variables, pixels), digest_of(pixels)
         except ValueError as error:
             problems.append(str(error))

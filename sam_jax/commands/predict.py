@@ -15,7 +15,7 @@ from rich.progress import track
 
 from sam_jax.commands.result_files import CocoAnnotations, Kind, Result, check_free, targets, write_pictures
 from sam_jax.files.checkpoints import load, load_encoder
-from sam_jax.files.embeddings import EmbeddingStore
+from sam_jax.files.embeddings import EmbeddingStore, digest_of
 from sam_jax.images.image_files import image_files, read_mask
 from sam_jax.images.pixels import EncodedImage, Prediction, check_fit, encode_image, predict_image
 from sam_jax.images.preprocess import read_image
@@ -150,7 +150,7 @@ def read_from(path: Path) -> Encode:
     store = EmbeddingStore.open(path)
 
     def read(file: Path, pixels: np.ndarray) -> EncodedImage:
-        return store.read(file.name, pixels.shape[:2])
+        return store.read(file.name, pixels.shape[:2], digest_of(pixels))
 
     return read
 

@@ -68,8 +68,8 @@ class PatchConv(nn.Module):
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h//{self.size} w//{self.size} {self.features}"]:
         """Return the mapped patches; rows and columns beyond the last whole patch are left out."""
         (h, w, c), size = x.shape, self.size
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (size, size, c, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (size, size, c, self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         patches = x[: h // size * size, : w // size * size].reshape(h // size, size, w // size, size, c)
         y = jnp.einsum("hkwli,klio->hwo", patches, kernel)
@@ -95,8 +95,8 @@ class ConvTranspose2x2(nn.Module):
         """Return the upscaled map."""
         h, w, c = x.shape
         init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
-        kernel = self.param("kernel", init, (2, 2, self.features, c))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", init, (2, 2, self.features, c), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         blocks = jnp.einsum("hwi,kloi->hkwlo", x, kernel)
         return blocks.reshape(2 * h, 2 * w, self.features) + bias[None, None]

@@ -42,8 +42,8 @@ class MaskDecoder(nn.Module):
         config = self.config
         dtype = jnp.dtype(config.dtype)
         normal = nn.initializers.normal(1.0)
-        self.iou_token = self.param("iou_token", normal, (config.width,))
-        self.mask_tokens = self.param("mask_tokens", normal, (config.num_masks, config.width))
+        self.iou_token = self.param("iou_token", normal, (config.width,), jnp.float32)
+        self.mask_tokens = self.param("mask_tokens", normal, (config.num_masks, config.width), jnp.float32)
         self.two_way = TwoWayTransformer(config)
         self.upscaling = Upscaling(config)
         per_mask = nn.vmap(Mlp, variable_axes={"params": 0}, split_rngs={"params": True})

@@ -81,10 +81,10 @@ class Sam(nn.Module):
     @nn.nowrap
     def example_inputs(self) -> tuple[Array, Prompts]:
         """Return a zero embedding and one click, of the shapes that the model takes."""
-        embedding = jnp.zeros((*self.config.grid_size, self.config.width))
+        embedding = jnp.zeros((*self.config.grid_size, self.config.width), jnp.float32)
         prompts = Prompts(
-            coordinates=jnp.zeros((2, 2)),
-            labels=jnp.array([1, -1]),
+            coordinates=jnp.zeros((2, 2), jnp.float32),
+            labels=jnp.array([1, -1], jnp.int32),
             masks=None,
             has_mask=None,
             valid=jnp.array(True),

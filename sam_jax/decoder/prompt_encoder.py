@@ -46,12 +46,12 @@ class PromptEncoder(nn.Module):
         """Make the parts."""
         width = self.config.width
         normal = nn.initializers.normal(1.0)
-        self.label_embedding = self.param("label_embedding", normal, (4, width))
-        self.not_a_point_embedding = self.param("not_a_point_embedding", normal, (width,))
-        self.no_mask_embedding = self.param("no_mask_embedding", normal, (width,))
+        self.label_embedding = self.param("label_embedding", normal, (4, width), jnp.float32)
+        self.not_a_point_embedding = self.param("not_a_point_embedding", normal, (width,), jnp.float32)
+        self.no_mask_embedding = self.param("no_mask_embedding", normal, (width,), jnp.float32)
         self.mask_downscaling = MaskDownscaling(self.config)
         self.gaussian_matrix = self.variable(
-            "constants", "gaussian_matrix", lambda: normal(self.make_rng("params"), (2, width // 2))
+            "constants", "gaussian_matrix", lambda: normal(self.make_rng("params"), (2, width // 2), jnp.float32)
         )
 
     def sparse(self, coordinates: Float[AnyArray, "n 2"], labels: Int[AnyArray, " n"]) -> Float[Array, "n c"]:
@@ -82,7 +82,7 @@ class PromptEncoder(nn.Module):
         absent = jnp.broadcast_to(self.no_mask_embedding.astype(self.config.dtype), (*grid_size, self.config.width))
         if mask is None or has_mask is None:
             if self.is_initializing():
-                self.mask_downscaling(jnp.zeros((4 * grid_size[0], 4 * grid_size[1])))
+                self.mask_downscaling(jnp.zeros((4 * grid_size[0], 4 * grid_size[1]), jnp.float32))
             return absent
         return jnp.where(has_mask, self.mask_downscaling(mask), absent)
 

@@ -62,11 +62,13 @@ class ConvNorm(nn.Module):
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "a b {self.features}"]:
         """Return the normalised map."""
         inputs = 1 if self.depthwise else x.shape[-1]
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.side, self.side, inputs, self.features))
-        scale = self.param("scale", nn.initializers.ones, (self.features,))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        mean = self.variable("constants", "mean", jnp.zeros, (self.features,)).value
-        variance = self.variable("constants", "variance", jnp.ones, (self.features,)).value
+        kernel = self.param(
+            "kernel", nn.initializers.lecun_normal(), (self.side, self.side, inputs, self.features), jnp.float32
+        )
+        scale = self.param("scale", nn.initializers.ones, (self.features,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        mean = self.variable("constants", "mean", jnp.zeros, (self.features,), jnp.float32).value
+        variance = self.variable("constants", "variance", jnp.ones, (self.features,), jnp.float32).value
         factor = scale * jax.lax.rsqrt(variance + NORM_EPS)
         x, kernel, bias = promote_dtype(x, kernel * factor[None, None, None], bias - mean * factor, dtype=self.dtype)
         bias = bias[None, None]
@@ -132,7 +134,7 @@ class WindowAttention(nn.Module):
     def __call__(self, windows: Float[Array, "n a a c"]) -> Float[Array, "n a a c"]:
         """Return what each token gathers from its window."""
         n, a, _, c = windows.shape
-        biases = self.param("offset_bias", nn.initializers.zeros, (self.heads, a * a))[:, offset_index(a)]
+        biases = self.param("offset_bias", nn.initializers.zeros, (self.heads, a * a), jnp.float32)[:, offset_index(a)]
         x = layer_norm(NORM_EPS, self.dtype, name="norm")(windows)
         qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(x).reshape(n, a * a, self.heads, 3, c // self.heads)
         query, key, value = jnp.moveaxis(qkv, 3, 0)

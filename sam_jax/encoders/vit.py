@@ -114,8 +114,8 @@ class WindowDense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "n a b {self.features}"]:
         """Return the mapped tokens of each window."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         return split_windows(x @ kernel, self.window) + bias[None, None, None]
 
@@ -141,8 +141,10 @@ class WindowAttention(nn.Module):
         (h, w, c), (a, b) = x.shape, self.window
         d = c // self.heads
         zeros = nn.initializers.zeros
-        table_h = relative_table(self.param("relative_height", zeros, (2 * a - 1, d)).astype(self.dtype), a)
-        table_w = relative_table(self.param("relative_width", zeros, (2 * b - 1, d)).astype(self.dtype), b)
+        table_h = relative_table(
+            self.param("relative_height", zeros, (2 * a - 1, d), jnp.float32).astype(self.dtype), a
+        )
+        table_w = relative_table(self.param("relative_width", zeros, (2 * b - 1, d), jnp.float32).astype(self.dtype), b)
         qkv = WindowDense(3 * c, self.window, self.dtype, name="qkv")(x).reshape(-1, a, b, 3, self.heads, d)
         out = attend(qkv.transpose(4, 3, 0, 1, 2, 5), table_h, table_w)
         out = merge_windows(jnp.moveaxis(out, 0, 3).reshape(-1, a, b, c), (h, w))
@@ -223,7 +225,9 @@ class ImageEncoder(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         zeros = nn.initializers.zeros
         self.patch_embedding = PatchConv(config.width, config.patch_size, dtype)
-        self.position_embedding = self.param("position_embedding", zeros, (*config.grid_size, config.width))
+        self.position_embedding = self.param(
+            "position_embedding", zeros, (*config.grid_size, config.width), jnp.float32
+        )
         self.block = [Block(config, config.window(i)) for i in range(config.depth)]
         self.neck = Neck(config.out_width, dtype)
 

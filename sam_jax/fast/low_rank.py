@@ -286,7 +286,7 @@ def with_added(
     rank = heads * rows.shape[2]
     rows = (rows[..., None, :] * eye(heads)[None, :, None, :, None]).reshape(p, rank, heads * d)
     factors = jnp.swapaxes(factors, 0, 1).reshape(p, rank, pixels)
-    added, ones = Added(maps, values, rows, first), jnp.ones((p, 1, pixels))
+    added, ones = Added(maps, values, rows, first), jnp.ones((p, 1, pixels), maps.dtype)
     if image is None:
         return LowRankTokens(ones[:, 0], ones, factors, (added,))
     gain = image.gain[:, None]

@@ -7,6 +7,7 @@ processes may write different images. Any reader of Zarr 3 reads a store.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import ml_dtypes  # noqa: F401 - makes numpy know bfloat16 by name
 import numpy as np
 import tensorstore
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from sam_jax.atomic import written_whole
 from sam_jax.batch.decode import embeddings_of
@@ -123,12 +124,24 @@ class EmbeddingStore:
         """Return whether the image is there, and whole."""
         return (self.path / _checked(name) / NAME).is_file()
 
-    def write(self, name: str, image: EncodedImage) -> None:
+    def has(self, name: str, digest: str) -> bool:
+        """Return whether the image is there, whole, and of the same pixels. One without a digest counts as such."""
+        try:
+            return name in self and self._attributes(name).get("pixels", digest) == digest
+        except (KeyError, ValueError):
+            return False
+
+    def written_after(self, name: str, file: Path) -> bool:
+        """Return whether the image is there, and was written after its file was changed last."""
+        return name in self and (self.path / name / NAME).stat().st_mtime_ns > file.stat().st_mtime_ns
+
+    def write(self, name: str, image: EncodedImage, digest: str | None = None) -> None:
         """Write one image; it replaces an image of that name.
 
         Args:
           name: usually the image file's name; a single part of a path.
           image: what `encode_image` returned.
+          digest: of the pixels that it was made of (`digest_of`), by which a reader tells an image that was edited.
 
         Raises:
           ValueError: for an embedding of another shape than the store's, or a name that is none.
@@ -138,18 +151,19 @@ class EmbeddingStore:
             got = describe(embedding)
             raise ValueError(f"The store {self.path} has embeddings {list(self.shape)}, got {got} for {name}.")
         with written_whole(self.path / _checked(name), overwrite=True) as folder:
-            array = tensorstore.open(self._array(folder, image), create=True).result()
+            array = tensorstore.open(self._array(folder, image, digest), create=True).result()
             array.write(embedding.astype(self.dtype)).result()
 
-    def read(self, name: str, original_size: Size | None = None) -> EncodedImage:
+    def read(self, name: str, original_size: Size | None = None, digest: str | None = None) -> EncodedImage:
         """Return one image.
 
         Args:
           name: as it was written.
           original_size: height and width of the image that is meant, if they are known.
+          digest: of the pixels of the image that is meant (`digest_of`), if they are known.
 
         Raises:
-          ValueError: if it is not there, is damaged, or is of an image of another size.
+          ValueError: if it is not there, is damaged, or is of an image of another size or of other pixels.
         """
         batch = self.read_many([name])
         (height, width), (original_height, original_width) = batch.input_sizes[0], batch.original_sizes[0]
@@ -158,6 +172,10 @@ class EmbeddingStore:
             raise ValueError(
                 f"{name} is {in_words(original_size)}, but the embedding of that name in {self.path} is of an image "
                 f"{in_words(there)}."
+            )
+        if digest is not None and not self.has(name, digest):
+            raise ValueError(
+                f"{name} has been changed since its embedding in {self.path} was made. sam-jax embed makes it anew."
             )
         return EncodedImage(batch.embeddings[0], (int(height), int(width)), there)
 
@@ -188,16 +206,20 @@ class EmbeddingStore:
             if folder.name[1:].rsplit(".", 2)[0] in names:
                 shutil.rmtree(folder)
 
-    def _array(self, folder: Path, image: EncodedImage) -> dict[str, Any]:
+    def _attributes(self, name: str) -> dict[str, Any]:
+        return json.loads((self.path / name / NAME).read_bytes())["attributes"]
+
+    def _array(self, folder: Path, image: EncodedImage, digest: str | None) -> dict[str, Any]:
         grid = {"name": "regular", "configuration": {"chunk_shape": self.shape}}
         sizes = {"input_size": list(image.input_size), "original_size": list(image.original_size)}
+        pixels = {} if digest is None else {"pixels": digest}
         checksum = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
         metadata = {
             "shape": self.shape,
             "data_type": self.dtype,
             "chunk_grid": grid,
             "codecs": checksum,
-            "attributes": sizes,
+            "attributes": sizes | pixels,
             "dimension_names": ["h", "w", "c"],
         }
         return _location(folder) | {"metadata": metadata}
@@ -212,6 +234,13 @@ class EmbeddingStore:
             there, asked = getattr(other, field), getattr(self, field)
             if there != asked:
                 raise ValueError(f"{self.path} has embeddings of another {field}: {there}, and {asked} is asked for.")
+
+
+def digest_of(pixels: UInt8[np.ndarray, "height width 3"]) -> str:
+    """Return the SHA-256 of an image's size and pixels."""
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()
 
 
 def _location(folder: Path) -> dict[str, Any]:

@@ -4,13 +4,13 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
+from PIL import Image
 
 from sam_jax.batch.decode import Images
 from sam_jax.batch.predict import predict_masks
@@ -20,7 +20,7 @@ from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.errors import describe
 from sam_jax.images.full_size import binary_masks
-from sam_jax.images.preprocess import prepare, read_image
+from sam_jax.images.preprocess import prepare, rgb_pixels
 from sam_jax.images.resize import Size, mask_to_prompt, to_input_frame, to_original_image
 from sam_jax.prompts import NOT_A_POINT, AnyArray, Prompts, Ragged, depth_of
 
@@ -54,19 +54,21 @@ class Prediction(NamedTuple):
 
 
 def encode_image(
-    encoder: Encoder, variables: Variables, image: UInt8[np.ndarray, "height width 3"] | str | os.PathLike[str]
+    encoder: Encoder,
+    variables: Variables,
+    image: UInt8[AnyArray, "height width 3"] | Image.Image | str | os.PathLike[str],
 ) -> EncodedImage:
     """Return an image as the decoder needs it. One program is compiled for each encoder.
 
     Args:
       encoder: the image encoder.
       variables: its variables.
-      image: RGB pixels from 0 to 255, or a file.
+      image: RGB pixels from 0 to 255, a PIL image, or a file.
 
     Raises:
       ValueError: for an array that is no such image, or a file that cannot be read.
     """
-    pixels = read_image(Path(image)) if isinstance(image, (str, os.PathLike)) else image
+    pixels = rgb_pixels(image)
     frame, input_size = prepare(pixels, encoder.config.image_size, encoder.config.preprocessing)
     height, width = pixels.shape[:2]
     return EncodedImage(_encode(encoder, variables, frame), input_size, (height, width))

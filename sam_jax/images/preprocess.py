@@ -4,7 +4,9 @@ The official code is `ResizeLongestSide.apply_image` in `segment_anything/utils/
 `segment_anything/modeling/sam.py`.
 """
 
+import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,26 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except Exception as error:  # PIL's decoders end in any kind of error for a damaged file
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def rgb_pixels(image: Any) -> np.ndarray:
+    """Return the pixels of a file, of a PIL image, or of whatever `np.asarray` makes an array of.
+
+    A PIL image becomes RGB as a file does, but is not turned: its pixels are those that PIL shows.
+
+    Raises:
+      ValueError: for a file that cannot be read, or something that is no array.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return np.asarray(_to_rgb(image))
+    try:
+        return np.asarray(image)
+    except Exception as error:  # whatever another library's array raises
+        raise ValueError(
+            f"The image must be an array, a PIL image or a file, got {describe(image)}: {error}"
+        ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

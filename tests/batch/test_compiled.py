@@ -51,3 +51,30 @@ def test_what_was_not_compiled_is_an_error() -> None:
         service(VARIABLES, random_embedding(), Prompts.build(boxes=np.ones((2, 4))))
     with pytest.raises(ValueError, match="with mask prompts; compiled are none"):
         service(VARIABLES, random_embedding(), Prompts.build(masks=np.full((1, 32, 32), -2.0)))
+
+
+def test_the_best_mask_of_a_padded_result() -> None:
+    prompts = Prompts.build(points=np.full((3, 1, 2), 40.0), labels=np.ones((3, 1), int))
+    sizes = Sizes(tokens=(2,), prompt_sets=(4,))
+    out = sam_jax.compile(MODEL, VARIABLES, sizes=sizes)(VARIABLES, random_embedding(), prompts)
+    masks, scores = sam_jax.best_masks(out, prompts)
+    want, _ = sam_jax.best_masks(predict_masks(MODEL, VARIABLES, random_embedding(), prompts, sizes=sizes), prompts)
+    assert masks.shape[0] == scores.shape[0] == 4
+    np.testing.assert_allclose(masks[:3], want, atol=1e-6 * float(np.abs(want).max()))
+    with pytest.raises(ValueError, match=r"must be of these prompts.*got \[4\] prompt sets for prompts of \[5\]"):
+        sam_jax.best_masks(out, prompts.pad(2, 5))
+
+
+def test_prepared_images_and_one_mask_each() -> None:
+    image = sam_jax.prepare_image(MODEL, VARIABLES, random_embedding())
+    prompts = Prompts.build(points=np.full((1, 1, 2), 40.0), labels=np.ones((1, 1), int))
+    sizes = Sizes(tokens=(2,), prompt_sets=(1,))
+    service = sam_jax.compile(MODEL, VARIABLES, sizes=sizes, prepared=True, best=True)
+    out = service(VARIABLES, image, prompts)
+    want = predict_masks(MODEL, VARIABLES, image, prompts, sizes=sizes, best=True)
+    np.testing.assert_array_equal(out.logits, want.logits)
+    assert out.iou.shape == (1, 1)
+    with pytest.raises(ValueError, match=r"without mask prompts; compiled are none"):
+        service(VARIABLES, random_embedding(), prompts)
+    with pytest.raises(ValueError, match=r"embeddings must be float32.*got .*bfloat16"):
+        service(VARIABLES, random_embedding().astype("bfloat16"), prompts)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_model import MODEL, random_embedding, random_variables
 
-from sam_jax import MaskPrediction, Prompts, Sam, Sizes, predict_masks
+from sam_jax import MaskPrediction, Prompts, Sam, Sizes, best_masks, predict_masks
 from sam_jax.batch.decode import decode_batch, round_up
 
 CONFIG = MODEL.config
@@ -247,7 +247,11 @@ def test_what_depends_on_the_image_alone_is_computed_once() -> None:
     [
         (np.zeros((32, 8, 8)), PROMPTS, r"must be \[8, 8, 32\].*channels first.*moveaxis"),
         (np.zeros((8, 8, 16)), PROMPTS, r"must be \[8, 8, 32\].*got an array of shape \(8, 8, 16\)"),
-        (np.zeros((2, 8, 8, 32)), PROMPTS, r"axes \[image, prompt set\].*got \[2\]"),
+        (
+            np.zeros((2, 8, 8, 32)),
+            PROMPTS,
+            r"axes \[image, prompt set\].*got \[2\].*Prompts\.build\(\.\.\., images=True\)",
+        ),
         (np.zeros((8, 8, 32)), Prompts.build(boxes=BOXES[None], images=True), r"axes \[prompt set\].*got \[1, 2\]"),
         (np.zeros((3, 8, 8, 32)), Prompts.build(boxes=BOXES[None], images=True), r"got \[1, 2\] prompt sets"),
         (np.zeros((8, 8, 32)), Prompts.build(boxes=[[0, 0, 130, 9]]), r"x up to 128.*\(130, 9\).*\(y, x\)"),
@@ -263,6 +267,31 @@ def test_what_depends_on_the_image_alone_is_computed_once() -> None:
 def test_bad_inputs_are_named_before_any_compilation(embeddings: np.ndarray, prompts: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"(?s){message}"):
         predict_masks(MODEL, VARIABLES, embeddings, prompts)
+
+
+@pytest.mark.parametrize("path", ["plain", "absorbed", "low_rank"])
+def test_the_best_mask_alone_is_chosen_in_the_chunk(path: Any) -> None:
+    """Three prompt sets on each of two images, one at a time: a click, a clear prompt, and padding."""
+    clicks = [[[[20, 30]], [[20, 30], [60, 60], [90, 20]]], [[[80, 80]]]]
+    prompts = Prompts.build(clicks, [[[1], [1, 0, 1]], [[1]]])
+    want = predict_masks(MODEL, VARIABLES, EMBEDDINGS, prompts, path=path, chunk=1)
+    out = predict_masks(MODEL, VARIABLES, EMBEDDINGS, prompts, path=path, chunk=1, best=True)
+    logits, iou = best_masks(want, prompts)
+    assert out.logits.shape == (2, 2, 1, 32, 32)
+    np.testing.assert_allclose(out.logits[:, :, 0], logits, atol=2e-5 * float(np.abs(logits).max()))
+    np.testing.assert_allclose(out.iou[:, :, 0], iou, atol=1e-5)
+
+
+def test_the_masks_that_are_not_chosen_cost_no_memory() -> None:
+    prompts = Prompts.build(boxes=np.tile([[10.0, 10, 60, 60]], (64, 1)))
+
+    def memory(best: bool) -> Any:
+        return decode_batch.lower(MODEL, VARIABLES, EMBEDDING, prompts, 4, best=best).compile().memory_analysis()
+
+    chosen, every = (memory(best) for best in (True, False))
+    one = 64 * 32 * 32 * 4
+    assert every.output_size_in_bytes - chosen.output_size_in_bytes >= 3 * one
+    assert chosen.temp_size_in_bytes < every.temp_size_in_bytes + one
 
 
 def test_bad_chunk_and_sizes() -> None:

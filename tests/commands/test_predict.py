@@ -179,15 +179,15 @@ def test_an_interrupted_run_is_finished_by_the_same_command(run, tmp_path, monke
     folder = tmp_path / "photos"
     for i in range(4):
         draw(folder / f"{i}.png", i)
-    encode, encoded = embed_images.encode_image, []
+    read, encoded = embed_images.read_image, []
 
-    def interrupted(encoder: Any, variables: Any, file: Path) -> Any:
+    def interrupted(file: Path) -> Any:
         encoded.append(file.name)
         if len(encoded) == 4:
             raise KeyboardInterrupt
-        return encode(encoder, variables, file)
+        return read(file)
 
-    monkeypatch.setattr(embed_images, "encode_image", interrupted)
+    monkeypatch.setattr(embed_images, "read_image", interrupted)
     code, said = run("embed", folder, "-o", tmp_path / "store")
     assert (code, "interrupted" in said) == (1, True)
     assert EmbeddingStore.open(tmp_path / "store").names() == ["0.png", "1.png"]
@@ -195,6 +195,20 @@ def test_an_interrupted_run_is_finished_by_the_same_command(run, tmp_path, monke
     assert (code, "Wrote 2 embeddings" in said, "2 were there" in said) == (0, True, True)
     assert encoded[4:] == ["2.png", "3.png"]
     assert EmbeddingStore.open(tmp_path / "store").read_many([f"{i}.png" for i in range(4)]).embeddings.shape[0] == 4
+
+
+def test_an_image_that_was_edited_is_encoded_anew(run, photo, tmp_path):
+    store = tmp_path / "store"
+    assert run("embed", photo, "-o", store)[0] == 0
+    before = EmbeddingStore.open(store).read(photo.name)
+    draw(photo, 7)  # another picture of the same size
+    code, said = run("predict", photo, *CLICK, "-o", tmp_path / "out", "--embeddings", store)
+    assert (code, f"{photo.name} has been changed since its embedding in" in said) == (1, True)
+    assert run("embed", photo, "-o", store)[0] == 0
+    assert (EmbeddingStore.open(store).read(photo.name).embedding != before.embedding).any()
+    assert run("predict", photo, *CLICK, "-o", tmp_path / "out", "--embeddings", store)[0] == 0
+    code, said = run("embed", photo, "-o", store)
+    assert "Wrote 0 embeddings" in said
 
 
 @pytest.mark.parametrize(

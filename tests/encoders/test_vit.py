@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from sam_jax.encoders import vit as image_encoder
 from sam_jax.encoders.config import VIT_B, VIT_H, VIT_L, VIT_TINY, ViTConfig
-from sam_jax.encoders.encoder import vit as image_encoder
 from sam_jax.encoders.vit import (
     Block,
     ImageEncoder,

@@ -12,6 +12,7 @@ import pytest
 import tensorstore
 
 from sam_jax import EmbeddingStore, EncodedImage
+from sam_jax.files.embeddings import digest_of
 from sam_jax.files.manifest import Provenance
 
 SHAPE = (4, 6, 8)
@@ -135,6 +136,17 @@ def test_an_image_of_another_size_is_another_image(store):
     assert store.read("a.jpg", (590, 900)).original_size == (590, 900)
     with pytest.raises(ValueError, match=r"a\.jpg is 900 pixels high and 590 wide, .* 590 pixels high and 900 wide"):
         store.read("a.jpg", (900, 590))
+
+
+def test_an_image_of_other_pixels_is_another_image(store):
+    pixels = np.arange(90 * 160 * 3).reshape(90, 160, 3).astype(np.uint8)
+    assert digest_of(pixels) != digest_of(pixels.reshape(160, 90, 3))  # the size counts
+    store.write("d.png", image(4), digest_of(pixels))
+    assert store.has("d.png", digest_of(pixels.copy(order="F")))
+    assert not store.has("d.png", digest_of(pixels + 1))
+    with pytest.raises(ValueError, match=r"d\.png has been changed since its embedding in .* was made"):
+        store.read("d.png", digest=digest_of(pixels + 1))
+    np.testing.assert_array_equal(store.read("d.png", digest=digest_of(pixels)).embedding, image(4).embedding)
 
 
 def test_a_store_is_of_one_encoder(store):

@@ -66,7 +66,8 @@ def limits_for(size: Size) -> tuple[int, int]:
 
 def table(report: Report) -> Table:
     """Return a report's main numbers for the terminal."""
-    rows = Table("objects", "number", *(f"{k} clicks" for k in MEANS_AFTER), "box", "oracle: 1 click", "box")
+    after = (f"{k} click{'s' * (int(k) > 1)}" for k in report.all.click_iou["score"])
+    rows = Table("objects", "number", *after, "box", "oracle: 1 click", "box")
     for name, means in itertools.chain([("all", report.all)], report.by_size.items()):
         score, oracle = means.click_iou["score"], means.click_iou["oracle"]
         figures = [*score.values(), means.box_iou["score"], oracle[str(MEANS_AFTER[0])], means.box_iou["oracle"]]

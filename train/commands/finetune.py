@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from rich.console import Console
 
 from sam_jax.batch.sharding import make_mesh, replicate
 from sam_jax.config import SamConfig
@@ -76,7 +77,7 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
       CheckpointError: for a bad checkpoint.
       TrainingError: if training diverges.
     """
-    out = Path(out).expanduser().resolve()
+    out, say = Path(out).expanduser().resolve(), Console(stderr=True)
     model, variables = load(checkpoint)
     encoder, encoder_variables = load_encoder(checkpoint)
     model, encoder = _computing_in(config.dtype, model), _computing_in(config.dtype, encoder)
@@ -135,6 +136,7 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
     variables, encoder_variables = trained_variables(state)
     model, encoder = _computing_in("float32", model), _computing_in("float32", encoder)
     provenance = dataclasses.replace(origin, source=f"fine-tuned from {origin.source or checkpoint}", sha256=None)
+    say.print(f"Writing {out / MODEL} and the pictures beside it")
     save(out / MODEL, model, variables, encoder, encoder_variables, provenance=provenance, overwrite=True)
     shown = DrawnScenes(SHOWN, model.config.image_size, held_out=True) if data == SCENES else source
     _draw(out, model, variables, Encoded(shown, functools.partial(encode_image, encoder, encoder_variables)))

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 from sam_jax.errors import in_words
-from sam_jax.files.embeddings import EmbeddingStore
+from sam_jax.files.embeddings import EmbeddingStore, digest_of
 from sam_jax.images.pixels import EncodedImage
 from sam_jax.images.preprocess import read_image
 from sam_jax.images.resize import Size
@@ -136,7 +138,8 @@ class Embedded:
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
-        return dataclasses.replace(example, encoded=self.store.read(example.name, example.original_size))
+        encoded = self.store.read(example.name, example.original_size, digest_of(example.image))
+        return dataclasses.replace(example, encoded=encoded)
 
 
 class Encoded:
@@ -167,10 +170,11 @@ def embed(source: Source, store: EmbeddingStore, encode: Encode) -> int:
       encode: from RGB pixels to the encoded image.
     """
     written = 0
-    for index in range(len(source)):
+    for index in track(range(len(source)), "Encoding images", console=Console(stderr=True)):
         example = source[index]
-        if example.name not in store:
-            store.write(example.name, encode(example.image))
+        digest = digest_of(example.image)
+        if not store.has(example.name, digest):
+            store.write(example.name, encode(example.image), digest)
             written += 1
     return written
 

@@ -28,7 +28,7 @@ User = Literal["score", "oracle"]
 USERS: tuple[User, ...] = ("score", "oracle")
 
 MEANS_AFTER = (1, 3, 5)
-"""Numbers of clicks after which mean IoUs are reported."""
+"""Numbers of clicks after which mean IoUs are reported, as far as an object gets so many."""
 THRESHOLDS = (0.85, 0.90, 0.95)
 """IoUs to reach with few clicks."""
 
@@ -164,8 +164,8 @@ def summarise(
     return Report(
         images=images,
         cap=cap,
-        all=_means(outcomes),
-        by_size={name: _means(group) for name, group in groups.items() if group},
+        all=_means(outcomes, cap),
+        by_size={name: _means(group, cap) for name, group in groups.items() if group},
         size_limits=size_limits,
         clicks_needed=needed,
         curve={user: tuple(_iou_after(outcomes, user, k) for k in range(1, cap + 1)) for user in USERS},
@@ -180,10 +180,10 @@ def _scored(outcome: Outcome) -> list[tuple[float, float]]:
     return [*after_clicks, (outcome.box_score, outcome.box["score"])]
 
 
-def _means(outcomes: Sequence[Outcome]) -> Means:
+def _means(outcomes: Sequence[Outcome], cap: int) -> Means:
     return Means(
         objects=len(outcomes),
-        click_iou={user: {str(k): _iou_after(outcomes, user, k) for k in MEANS_AFTER} for user in USERS},
+        click_iou={user: {str(k): _iou_after(outcomes, user, k) for k in MEANS_AFTER if k <= cap} for user in USERS},
         box_iou={name: float(np.mean([o.box[name] for o in outcomes])) for name in outcomes[0].box},
     )
 

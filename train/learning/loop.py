@@ -5,11 +5,15 @@ so that a run that is killed at any point and started again goes on from the las
 `metrics.jsonl` has one line for every few steps.
 """
 
+import contextlib
 import dataclasses
+import datetime
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,29 +58,37 @@ def train(
 
     Raises:
       TrainingError: for a metric that is not finite, or a loss far above the lowest that there was.
+      KeyboardInterrupt: after Ctrl-C, when the step is done and saved. A second Ctrl-C does not wait for that.
     """
     run = Path(run).expanduser().resolve()
     run.mkdir(parents=True, exist_ok=True)
-    with checkpoint_manager(run, config.keep) as manager, _progress() as progress:
+    with checkpoint_manager(run, config.keep) as manager, _progress() as progress, _ctrl_c() as interrupted:
         state = resume(manager, state, batches)
         number = int(state.step)
         history = read_metrics(run, number)
         _write_lines(run, history, "w")  # lines after the checkpoint are about steps that are done again
         task = progress.add_task("training", total=config.steps, completed=number, note="")
-        pending, since = [], time.monotonic()
-        while number < config.steps:
+        pending, since, stopping = [], time.monotonic(), False
+        while number < config.steps and not stopping:
             state, metrics = step(state, next(batches))
             pending.append(metrics)
             number += 1
-            if number % config.log_every == 0 or number == config.steps:
+            stopping = interrupted.is_set()
+            last = stopping or number == config.steps
+            if number % config.log_every == 0 or last:
                 line = summarise(number, jax.device_get(pending), time.monotonic() - since)
                 check_line(line, history, config.diverged)
                 history.append(line)
                 _write_lines(run, [line], "a")
                 progress.update(task, completed=number, note=f"loss {line['loss']:.4f}")
+                if not progress.console.is_terminal:
+                    progress.console.print(_in_words(line, config.steps))
                 pending, since = [], time.monotonic()
-            if number % config.save_every == 0 or number == config.steps:
+            if number % config.save_every == 0 or last:
                 save_checkpoint(manager, state, batches)
+        if stopping:
+            progress.console.print(f"Stopped after step {number}, which is saved. The same command goes on from there.")
+            raise KeyboardInterrupt
     return state
 
 
@@ -176,6 +188,32 @@ def _moving(state: TrainState) -> dict[str, Any]:
 def _write_lines(run: Path, lines: Sequence[Line], mode: str) -> None:
     with (run / METRICS).open(mode, encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _in_words(line: Line, steps: int) -> str:
+    """A line of metrics for a log file, which no bar can be drawn in."""
+    left = datetime.timedelta(seconds=round(line["seconds"] * (steps - line["step"])))
+    return f"step {line['step']} of {steps}: loss {line['loss']:.4f}, {line['seconds']:.2f} s a step, {left} left"
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one is as usual. Signals come to the main thread alone."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    usual = signal.getsignal(signal.SIGINT)
+
+    def press(*_: Any) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _progress() -> Progress:

@@ -58,17 +58,18 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
       config: settings of the optimizer.
       steps: updates of the whole run.
     """
-    rate, after = config.learning_rate, max(1, steps - config.warmup)
+    warmup = min(config.warmup, steps // 10)
+    rate, after = config.learning_rate, max(1, steps - warmup)
     if config.schedule == "cosine":
         falling = optax.cosine_decay_schedule(rate, after, alpha=config.final)
     elif config.schedule == "step":
-        drops = {int(share * steps) - config.warmup: 0.1 for share in config.drops}
+        drops = {int(share * steps) - warmup: 0.1 for share in config.drops}
         falling = optax.piecewise_constant_schedule(rate, {max(0, at): by for at, by in drops.items()})
     else:
         falling = optax.constant_schedule(rate)
     # The first update already moves.
-    rising = optax.linear_schedule(rate / (config.warmup + 1), rate, max(1, config.warmup))
-    return optax.join_schedules([rising, falling], [config.warmup])
+    rising = optax.linear_schedule(rate / (warmup + 1), rate, max(1, warmup))
+    return optax.join_schedules([rising, falling], [warmup])
 
 
 def make_optimizer(config: OptimizerConfig, scales: Mapping[str, float], steps: int) -> optax.GradientTransformation:

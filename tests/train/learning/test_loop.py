@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import signal
 
 import grain
 import jax
@@ -71,6 +73,30 @@ def test_a_real_run_that_is_killed_ends_with_the_same_bits(tmp_path):
     resumed = train(tmp_path / "cut", fresh_state(), step(), data(), config)
     assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), whole, resumed))
     assert read_metrics(tmp_path / "whole", 4)[0]["loss"] > 0
+
+
+@pytest.mark.parametrize("number", [1, 4, 6])
+def test_ctrl_c_saves_the_step_that_is_running(tmp_path, number, capsys):
+    def interrupted(state, batch):
+        if int(state.step) == number - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return toy_step(state, batch)
+
+    usual = signal.getsignal(signal.SIGINT)
+    whole = train(tmp_path / "whole", toy_state(), toy_step, numbers(), CONFIG)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", toy_state(), interrupted, numbers(), CONFIG)
+    assert f"Stopped after step {number}, which is saved." in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is usual
+    resumed = train(tmp_path / "cut", toy_state(), killed_at(number - 1), numbers(), CONFIG)
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), whole, resumed))
+
+
+def test_a_log_file_gets_a_line_where_a_terminal_has_a_bar(tmp_path, capsys):
+    train(tmp_path, toy_state(), toy_step, numbers(), CONFIG)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.split(":")[0] for line in lines] == [f"step {i} of 8" for i in (2, 4, 6, 8)]
+    assert lines[-1].endswith("s a step, 0:00:00 left")
 
 
 def test_a_run_that_is_done_is_done(tmp_path):

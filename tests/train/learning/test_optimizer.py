@@ -75,6 +75,12 @@ def test_cosine_after_a_warm_up():
     assert float(rate(110)) == pytest.approx(0.1)
 
 
+def test_a_short_run_is_warm_after_a_tenth_of_it():
+    rate = learning_rate(OptimizerConfig(learning_rate=1.0, warmup=50), 20)
+    assert [float(rate(i)) for i in (0, 2)] == pytest.approx([1 / 3, 1])
+    assert float(learning_rate(OptimizerConfig(learning_rate=1.0, warmup=50), 9)(0)) == pytest.approx(1)
+
+
 def test_step_decay_is_that_of_sam():
     rate = learning_rate(OptimizerConfig(learning_rate=8e-4, warmup=250, schedule="step"), 90_000)
     steps = (250, 59_999, 60_001, 86_665, 86_668, 90_000)
