@@ -139,6 +139,7 @@ class FinetuneConfig:
       workers: processes that make batches; 0 for threads of this one.
       embeddings: a store that sam-jax embed made with the checkpoint, for an encoder that does not train; images that
         it does not have are added. By default the run's folder gets one.
+      split_components: of label images, make each connected blob of a value an object of its own.
       target_scale: pixels of a target along each side of a low-res pixel; losses and simulated prompts go by them. With
         1, a step takes least time and memory. With 4, they are those of SAM's input frame: edges come out finer than a
         low-res pixel.
@@ -158,6 +159,7 @@ class FinetuneConfig:
     mask_outputs: int | None = None
     workers: int = 0
     embeddings: str | None = None
+    split_components: bool = False
     target_scale: int = 1
     loss: LossConfig = LossConfig()
     simulation: Simulation = Simulation()

@@ -184,6 +184,7 @@ def evaluate(
     cap: int = 20,
     objects: int = 16,
     size_limits: tuple[int, int] | None = None,
+    split_components: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Measure a checkpoint on a data set: IoU after 1, 3 and 5 clicks and of boxes, clicks needed, calibration.
@@ -199,6 +200,7 @@ def evaluate(
       objects: how many are decoded at once; no result depends on it.
       size_limits: least area of a medium and of a large object in pixels; by default COCO's 1024 and 9216, and for
         drawn scenes as large a share of their image as these are of one of 640 x 480.
+      split_components: of label images, make each connected blob of a value an object of its own.
       overwrite: replace what is at the output.
     """
     from sam_jax.train.commands.evaluate import run
@@ -212,6 +214,7 @@ def evaluate(
         cap=cap,
         objects=objects,
         size_limits=size_limits,
+        split_components=split_components,
         overwrite=overwrite,
     )
 

@@ -13,7 +13,7 @@ from sam_jax.files.checkpoints import load_encoder, provenance_of
 from sam_jax.files.embeddings import EmbeddingStore, StoredDType, digest_of
 from sam_jax.images.image_files import image_files
 from sam_jax.images.pixels import EncodedImage, encode_image
-from sam_jax.images.preprocess import read_image
+from sam_jax.images.read import read_image
 
 
 def run(

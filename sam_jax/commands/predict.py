@@ -18,7 +18,7 @@ from sam_jax.files.checkpoints import load, load_encoder
 from sam_jax.files.embeddings import EmbeddingStore, digest_of
 from sam_jax.images.image_files import image_files, read_mask
 from sam_jax.images.pixels import EncodedImage, Prediction, check_fit, encode_image, predict_image
-from sam_jax.images.preprocess import read_image
+from sam_jax.images.read import read_image
 from sam_jax.prompts import Prompts, Ragged
 
 Encode = Callable[[Path, UInt8[np.ndarray, "_height _width 3"]], EncodedImage]

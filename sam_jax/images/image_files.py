@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from sam_jax.images.preprocess import read_image
+from sam_jax.images.read import read_values
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -23,11 +23,15 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise ValueError(f"There is no file or folder {path}.")
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes) if path.is_dir() else [path]
+        found = sorted(file for file in path.iterdir() if _is_image(file, suffixes)) if path.is_dir() else [path]
         if not found:
             raise ValueError(f"There is no image in the folder {path}.")
         files += found
     return files
+
+
+def _is_image(file: Path, suffixes: set[str]) -> bool:
+    return file.suffix.lower() in suffixes and not file.name.startswith(".")
 
 
 def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
@@ -36,4 +40,4 @@ def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
     Raises:
       ValueError: naming the file, if it cannot be read.
     """
-    return read_image(path).max(-1) > 0
+    return (read_values(path) != 0).any(-1)

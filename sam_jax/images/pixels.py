@@ -20,7 +20,8 @@ from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.errors import describe
 from sam_jax.images.full_size import binary_masks
-from sam_jax.images.preprocess import prepare, rgb_pixels
+from sam_jax.images.preprocess import prepare
+from sam_jax.images.read import rgb_pixels
 from sam_jax.images.resize import Size, mask_to_prompt, to_input_frame, to_original_image
 from sam_jax.prompts import NOT_A_POINT, AnyArray, Prompts, Ragged, depth_of
 

@@ -1,18 +1,14 @@
-"""From an image file or array to the encoder's input frame: read, resize the longest side, normalise, pad.
+"""From pixels to the encoder's input frame: resize the longest side, normalise, pad.
 
 The official code is `ResizeLongestSide.apply_image` in `segment_anything/utils/transforms.py` and `Sam.preprocess` in
 `segment_anything/modeling/sam.py`.
 """
 
-import os
-from pathlib import Path
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sam_jax.encoders.config import Preprocessing
 from sam_jax.errors import describe
@@ -22,53 +18,6 @@ _MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 """What SAM subtracts from a pixel's red, green and blue."""
 _STD = np.array([58.395, 57.12, 57.375], np.float32)
 """What SAM divides by then."""
-
-
-def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
-    """Read an image file as RGB, turned as its EXIF orientation says.
-
-    Grey and palettes become RGB; 16-bit grey is scaled by 255 / 65535, so that nothing is clipped; alpha is dropped, as
-    OpenCV and PIL's `convert("RGB")` do: a transparent pixel keeps the colour that is stored. Of a file with several
-    frames it is the first.
-
-    Raises:
-      ValueError: naming the file, if it is missing, damaged, too large for PIL, or of a kind whose range is not known,
-        such as floats.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-    except Exception as error:  # PIL's decoders end in any kind of error for a damaged file
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
-
-
-def rgb_pixels(image: Any) -> np.ndarray:
-    """Return the pixels of a file, of a PIL image, or of whatever `np.asarray` makes an array of.
-
-    A PIL image becomes RGB as a file does, but is not turned: its pixels are those that PIL shows.
-
-    Raises:
-      ValueError: for a file that cannot be read, or something that is no array.
-    """
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        return np.asarray(_to_rgb(image))
-    try:
-        return np.asarray(image)
-    except Exception as error:  # whatever another library's array raises
-        raise ValueError(
-            f"The image must be an array, a PIL image or a file, got {describe(image)}: {error}"
-        ) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image, np.float32) * (255 / 65535) + 0.5).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of no known range; make them 8-bit first.")
-    # PIL warns where a palette with alpha becomes RGB in one step.
-    return image.convert("RGBA").convert("RGB") if image.has_transparency_data else image.convert("RGB")
 
 
 def prepare(

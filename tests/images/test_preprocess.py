@@ -1,15 +1,19 @@
 """Image files to RGB, and RGB to the input frame."""
 
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from sam_jax.images.preprocess import prepare, prepare_on_device, read_image
+from sam_jax.images.preprocess import prepare, prepare_on_device
+from sam_jax.images.read import read_image, stored_size, stretched
 from sam_jax.images.resize import input_size_for
 
 FRAME = (64, 64)
@@ -88,7 +92,7 @@ def test_the_exif_orientation_is_obeyed(tmp_path, orientation, turned):
 
 def test_of_several_frames_it_is_the_first(tmp_path):
     frames = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
-    path = write(tmp_path / "x.tif", frames[0], save_all=True, append_images=frames[1:])
+    path = write(tmp_path / "x.webp", frames[0], save_all=True, append_images=frames[1:], lossless=True)
     np.testing.assert_array_equal(read_image(path), RGB)
 
 
@@ -121,11 +125,63 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
             read_image(path)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_pixels_of_no_known_range_are_refused(tmp_path, dtype):
-    path = write(tmp_path / "x.tif", Image.fromarray(np.ones((3, 4), dtype)))
-    with pytest.raises(ValueError, match="its pixels are 32-bit numbers"):
-        read_image(path)
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.uint32, np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1, 7])
+def test_wide_pixels_are_stretched_from_the_smallest_to_the_largest(tmp_path, dtype, scale):
+    """12 bits in 16 are not black, whatever their type; a constant changes nothing."""
+    grey = np.array([[100, 164, 228, 4095]]) * scale + 7
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, grey.astype(dtype))
+    np.testing.assert_array_equal(read_image(path)[0, :, 0], [0, 4, 8, 255])
+    np.testing.assert_array_equal(read_image(path)[..., 2], read_image(path)[..., 0])
+
+
+def test_a_constant_wide_image_is_black_and_nan_is_refused(tmp_path):
+    for value in (0, 900):
+        tifffile.imwrite(tmp_path / "x.tif", np.full((3, 4), value, np.uint16))
+        assert not read_image(tmp_path / "x.tif").any()
+    tifffile.imwrite(tmp_path / "x.tif", np.array([[0, np.nan]], np.float32))
+    with refused(tmp_path / "x.tif"):
+        read_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", ["planar", "imagej"])
+def test_channels_may_come_first(tmp_path, first, kind):
+    wide = RGB.astype(np.uint16) * 16
+    values = np.moveaxis(wide, -1, 0) if first else wide
+    options = {"photometric": "rgb", "planarconfig": "separate" if first else "contig"}
+    if kind == "imagej":
+        options = {"imagej": True, "metadata": {"axes": "CYX" if first else "YXS"}}
+        values = values if first else (values // 16).astype(np.uint8)  # ImageJ has no wide colours
+    tifffile.imwrite(tmp_path / "x.tif", values, **options)
+    want = RGB if values.dtype == np.uint8 else stretched(wide)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), want)
+    assert stored_size(tmp_path / "x.tif")[0] == RGB.shape[:2]
+
+
+@pytest.mark.parametrize("pages", [2, 5])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_stack_is_refused_with_its_number_of_pages(tmp_path, pages, dtype):
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((pages, 20, 30), dtype), photometric="minisblack")
+    with pytest.raises(ValueError, match=rf"x\.tif cannot be read as an image: it has {pages} pages"):
+        read_image(tmp_path / "x.tif")
+
+
+def test_colours_of_16_bits_in_png_are_not_black(tmp_path):
+    """PIL keeps the upper byte of each; what is left of 12 bits are 16 levels."""
+    values = np.linspace(0, 4095, 5 * 7 * 3).astype(">u2").reshape(5, 7 * 3)
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 7, 5, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    image = read_image(tmp_path / "x.png")
+    np.testing.assert_allclose(image.ravel(), values.ravel() / 4095 * 255, atol=255 / 15)
+    assert (image.min(), image.max()) == (0, 255)
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):

@@ -35,6 +35,7 @@ def run(
     cap: int = 20,
     objects: int = 16,
     size_limits: tuple[int, int] | None = None,
+    split_components: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Evaluate, print the main numbers, and write the rest; the arguments are those of the command."""
@@ -46,7 +47,9 @@ def run(
         source = DrawnScenes(images, model.config.image_size, SCENES[data], held_out=True)
         size_limits = size_limits or limits_for(model.config.image_size)
     else:
-        source = open_source(Path(data))
+        source = open_source(Path(data), split_components=split_components)
+        for note in source.notes:
+            Console(stderr=True).print(note)
     if embeddings is not None:
         source = Embedded(source, EmbeddingStore.open(embeddings))
     else:

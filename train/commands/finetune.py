@@ -84,7 +84,12 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
     heads = None
     if config.mask_outputs is not None:
         model, variables, heads = change_masks(jax.random.key(config.seed), model, variables, config.mask_outputs)
-    source = DrawnScenes(size=model.config.image_size) if data == SCENES else open_source(Path(data))
+    if data == SCENES:
+        source: Source = DrawnScenes(size=model.config.image_size)
+    else:
+        source = open_source(Path(data), split_components=config.split_components)
+        for note in source.notes:
+            say.print(note)
 
     params, constants = flatten(variables, encoder_variables)
     if config.train == "lora":

@@ -1,17 +1,16 @@
 """What every source of data gives: an image and the masks of its objects."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image
 
 from sam_jax.images.pixels import EncodedImage
+from sam_jax.images.read import is_wide
 from sam_jax.images.resize import Size
-
-_ORIENTATION = 0x0112  # EXIF tag; from 5 on, height and width change places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +49,34 @@ class Source(Protocol):
         ...
 
 
-def file_size(path: Path) -> Size:
-    """Return height and width of an image file as `read_image` turns it, from its header alone.
+class Problems:
+    """What is wrong with a data set, collected so that one error tells all of it."""
 
-    Raises:
-      ValueError: for a file that is no image.
-    """
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from None
+    SHOWN = 10
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def add(self, problem: str) -> None:
+        """Remember a problem, a sentence."""
+        self.found.append(problem)
+
+    def raise_all(self) -> None:
+        """Raise a ValueError with the first problems and the number of the others, if there are any."""
+        if len(self.found) == 1:
+            raise ValueError(self.found[0])
+        if self.found:
+            more = len(self.found) - self.SHOWN
+            shown = [*self.found[: self.SHOWN], *([f"... and {more} more."] if more > 0 else [])]
+            raise ValueError("\n  ".join([f"{len(self.found)} problems:", *shown]))
+
+
+def of_wide_images(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return a note on images of more than 8 bits, if there are any: `read_image` stretches each."""
+    wide = [path for path in paths if is_wide(path)]
+    if not wide:
+        return ()
+    return (
+        f"{len(wide)} of {len(paths)} images have more than 8 bits, such as {wide[0].name}. "
+        "Of each, the smallest value becomes 0 and the largest 255.",
+    )

@@ -9,33 +9,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
-from PIL import Image
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import track
 
-from sam_jax.errors import in_words
 from sam_jax.files.embeddings import EmbeddingStore, digest_of
 from sam_jax.images.pixels import EncodedImage
-from sam_jax.images.preprocess import read_image
 from sam_jax.images.resize import Size
 from sam_jax.train.data.coco import CocoImages
-from sam_jax.train.data.examples import Example, Source, file_size
+from sam_jax.train.data.examples import Example, Source
+from sam_jax.train.data.labels import LabelFolder
 from sam_jax.train.data.scenes import HELD_OUT_SEEDS, draw_scene
 from sam_jax.train.data.shapes import TRAINING_CLASSES
 
 Encode = Callable[[UInt8[np.ndarray, "height width 3"]], EncodedImage]
 """From RGB pixels to the encoded image: `sam_jax.images.pixels.encode_image` with an encoder and its variables."""
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-
-def open_source(data: Path) -> Source:
-    """Return the source that a path holds.
+def open_source(data: Path, *, split_components: bool = False) -> CocoImages | LabelFolder:
+    """Return the source that a path holds, all of it checked.
 
     Args:
-      data: a COCO JSON file with its images beside it or in `images/` beside it; or a folder with `images/` and either
-        `annotations.json` or `labels/`.
+      data: a COCO JSON file with its images beside it or in `images/` beside it; a folder with `images/` and either
+        `annotations.json` or `labels/`; or a folder of SA-1B's JSON files with their images.
+      split_components: of label images, make each connected blob of a value an object of its own.
 
     Raises:
       ValueError: where the data is bad.
@@ -48,7 +45,9 @@ def open_source(data: Path) -> Source:
         beside = data.parent / "images"
         return CocoImages(data, beside if beside.is_dir() else data.parent)
     if (data / "labels").is_dir():
-        return LabelFolder(data)
+        return LabelFolder(data, split_components=split_components)
+    if data.is_dir() and (files := sorted(data.glob("[!.]*.json"))):
+        return CocoImages(files, data)
     raise FileNotFoundError(
         f"{data} is no data set: it must be a COCO JSON file, or a folder with images/ and either annotations.json or "
         "labels/."
@@ -87,39 +86,6 @@ class DrawnScenes:
         seed = self.first_seed + index
         scene = draw_scene(seed, self.size, self.classes)
         return Example(scene.image, scene.masks, f"scene_{seed}")
-
-
-class LabelFolder:
-    """A folder with `images/NAME.jpg` (or another format) and `labels/NAME.png`, where each value but 0 is an object.
-
-    Images whose label is 0 everywhere are left out.
-
-    Args:
-      folder: what holds `images` and `labels`.
-
-    Raises:
-      ValueError: for an image without a label or the other way round, sizes that differ, or no object at all.
-      FileNotFoundError: if a folder is missing.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        images, labels = _files(Path(folder) / "images", IMAGE_SUFFIXES), _files(Path(folder) / "labels", (".png",))
-        for name in sorted(images.keys() ^ labels.keys()):
-            found, wanted = (images[name], "labels") if name in images else (labels[name], "images")
-            raise ValueError(f"{found} has no counterpart {name} in {Path(folder) / wanted}.")
-        pairs = [(images[name], labels[name]) for name in sorted(images)]
-        self.pairs = [pair for pair in pairs if _has_objects(*pair)]
-        if not self.pairs:
-            raise ValueError(f"{folder} has no objects: its {len(labels)} labels are 0 (background) everywhere.")
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Example:
-        image, label = self.pairs[index]
-        values = _read_label(label)
-        objects = np.unique(values[values != 0])
-        return Example(read_image(image), values == objects[:, None, None], image.name)
 
 
 class Embedded:
@@ -177,30 +143,3 @@ def embed(source: Source, store: EmbeddingStore, encode: Encode) -> int:
             store.write(example.name, encode(example.image), digest)
             written += 1
     return written
-
-
-def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """The files of a folder by name without suffix."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder.")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in suffixes:
-            if path.stem in files:
-                raise ValueError(f"{path} and {files[path.stem]} have the same name.")
-            files[path.stem] = path
-    return files
-
-
-def _has_objects(image: Path, label: Path) -> bool:
-    size, wanted = file_size(label), file_size(image)
-    if size != wanted:
-        raise ValueError(f"{label} is {in_words(size)}, but its image {image} is {in_words(wanted)}.")
-    return bool(_read_label(label).any())
-
-
-def _read_label(path: Path) -> Int[np.ndarray, "height width"]:
-    with Image.open(path) as image:
-        if len(image.getbands()) != 1:
-            raise ValueError(f"{path} must have one channel, whose values are the objects, got mode {image.mode}.")
-        return np.asarray(image, np.int32)

@@ -1,0 +1,235 @@
+"""Label images: each value but 0 is an object."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from jaxtyping import Bool, Int, Shaped
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from scipy import ndimage
+
+from sam_jax.errors import in_words
+from sam_jax.images.read import TIFF, read_image, stored_size
+from sam_jax.images.resize import Size
+from sam_jax.train.data.examples import Example, Problems, of_wide_images
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+LABEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
+LOSSY = (".jpeg", ".jpg", ".webp")
+LABEL_ENDINGS = ("", "_mask", "_masks", "_label", "_labels")
+"""What may stand behind an image's name in its label's."""
+
+VOID = 255
+"""VOC's value for pixels of no known object, in palette images."""
+SPECK = 16
+"""Fewer pixels than that are hardly an object."""
+MANY_SPECKS = 5
+"""From so many specks in a label on, they are told, if they are a fifth of its objects."""
+EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
+
+
+class LabelFolder:
+    """A folder with `images/NAME.jpg` (or another format) and its labels.
+
+    The label of an image is `labels/NAME.png`, TIFF or `.npy`, of whole numbers; its name may end in `_mask` or
+    `_label`. Or it is a folder `labels/NAME/` with a file for each object. Hidden files and images without an object
+    are left out.
+
+    Attributes:
+      notes: what is worth knowing about the labels: a sentence each.
+    """
+
+    def __init__(self, folder: Path, *, split_components: bool = False) -> None:
+        """Read and check all labels.
+
+        Args:
+          folder: what holds `images` and `labels`.
+          split_components: make each connected blob of a value an object of its own.
+
+        Raises:
+          ValueError: for images without a label or the other way round, sizes that differ, labels that are none, or no
+            object at all.
+          FileNotFoundError: if a folder is missing.
+        """
+        images = _images(Path(folder) / "images")
+        labels = _labels(Path(folder) / "labels", set(images))
+        problems, notes = Problems(), _Notes()
+        for name in sorted(images.keys() ^ labels.keys()):
+            found, wanted = (images[name], "labels") if name in images else (labels[name], "images")
+            problems.add(f"{found} has no counterpart {name} in {Path(folder) / wanted}.")
+        self.split, self.pairs = split_components, []
+        both = sorted(images.keys() & labels.keys())
+        for name in track(both, "Checking labels", console=Console(stderr=True), disable=len(both) < 200):
+            try:
+                masks = self._masks(images[name], labels[name])
+            except ValueError as error:
+                problems.add(str(error))
+                continue
+            notes.look_at(labels[name], masks, split_components)
+            if len(masks):
+                self.pairs.append((images[name], labels[name]))
+        problems.raise_all()
+        if not self.pairs:
+            raise ValueError(f"{folder} has no objects: its {len(labels)} labels are 0 (background) everywhere.")
+        self.notes = (*notes.sentences(), *of_wide_images([image for image, _ in self.pairs]))
+
+    def _masks(self, image: Path, label: Path) -> Bool[np.ndarray, "n height width"]:
+        (height, width), swaps = stored_size(image)
+        masks = read_label(label, (width, height) if swaps else (height, width), image)
+        return split_blobs(masks) if self.split else masks
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Example:
+        image, label = self.pairs[index]
+        return Example(read_image(image), self._masks(image, label), image.name)
+
+
+def read_label(path: Path, size: Size, image: Path) -> Bool[np.ndarray, "n height width"]:
+    """Return the objects of a label: of a file each value but 0, of a folder each file.
+
+    Args:
+      path: a file, or a folder of files.
+      size: height and width of its image.
+      image: the image, for errors.
+
+    Raises:
+      ValueError: naming the file, if it is no label of this size.
+    """
+    if path.is_dir():
+        files = [file for file in _visible(path) if file.suffix.lower() in LABEL_SUFFIXES]
+        masks = [_read_values(file, size, image) != 0 for file in files]
+        masks = [mask for mask in masks if mask.any()]
+        return np.stack(masks) if masks else np.zeros((0, *size), bool)
+    values = _read_values(path, size, image)
+    return values == np.unique(values[values != 0])[:, None, None]
+
+
+def split_blobs(masks: Bool[np.ndarray, "n height width"]) -> Bool[np.ndarray, "m height width"]:
+    """Return each connected blob of the masks (by eight neighbours) as a mask."""
+    blobs = [np.zeros((0, *masks.shape[1:]), bool)]
+    for mask in masks:
+        numbered, count = _blobs(mask)
+        blobs.append(numbered == np.arange(1, count + 1)[:, None, None])
+    return np.concatenate(blobs)
+
+
+def _blobs(mask: Bool[np.ndarray, "height width"]) -> tuple[Int[np.ndarray, "height width"], int]:
+    numbered: Any = ndimage.label(mask, EIGHT_NEIGHBOURS)
+    return numbered
+
+
+class _Notes:
+    """What strikes the eye in labels: several blobs in the only object, and many specks."""
+
+    def __init__(self) -> None:
+        self.blobs: list[str] = []
+        self.specks: list[str] = []
+
+    def look_at(self, label: Path, masks: Bool[np.ndarray, "n height width"], split: bool) -> None:
+        specks = int((masks.sum((1, 2)) < SPECK).sum())
+        if specks >= MANY_SPECKS and 5 * specks >= len(masks):
+            self.specks.append(f"{label.name} ({specks} of {len(masks)})")
+        if len(masks) == 1 and not split and (count := _blobs(masks[0])[1]) > 1:
+            self.blobs.append(f"{label.name} ({count})")
+
+    def sentences(self) -> Iterable[str]:
+        if self.blobs:
+            yield (
+                f"{len(self.blobs)} labels have one value in several blobs, such as {self.blobs[0]}. All blobs of a "
+                "value are one object; --split-components makes each an object."
+            )
+        if self.specks:
+            yield (
+                f"{len(self.specks)} labels have many objects of fewer than {SPECK} pixels, such as {self.specks[0]}. "
+                "Labels that were resized, blurred or saved as JPEG look so."
+            )
+
+
+def _visible(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder.")
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """The images of a folder by name without suffix."""
+    files: dict[str, Path] = {}
+    for path in _visible(folder):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            _add(files, path.stem, path)
+    return files
+
+
+def _labels(folder: Path, names: set[str]) -> dict[str, Path]:
+    """The labels of a folder by the names of their images; those of no image by their own."""
+    files: dict[str, Path] = {}
+    for path in _visible(folder):
+        suffix = path.suffix.lower()
+        if suffix in LOSSY:
+            raise ValueError(f"{path} is no label: {suffix[1:].upper()} changes values. Save labels as PNG or TIFF.")
+        if path.is_dir() or suffix in LABEL_SUFFIXES:
+            own = path.name if path.is_dir() else path.stem
+            stems = (own.removesuffix(ending) for ending in LABEL_ENDINGS)
+            _add(files, next((stem for stem in stems if stem in names), own), path)
+    return files
+
+
+def _add(files: dict[str, Path], name: str, path: Path) -> None:
+    if name in files:
+        raise ValueError(f"{path} and {files[name]} have the same name.")
+    files[name] = path
+
+
+def _read_values(path: Path, size: Size, image: Path) -> Shaped[np.ndarray, "height width"]:
+    """The values of a label file, the void of a palette image as 0."""
+    try:
+        read = {".npy": _read_npy, **dict.fromkeys(TIFF, _read_tiff)}.get(path.suffix.lower(), _read_png)
+        return read(path, size, image)
+    except Exception as error:  # decoders end in any kind of error for a damaged file
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} cannot be read as a label: {error}") from error
+
+
+def _read_png(path: Path, size: Size, image: Path) -> Shaped[np.ndarray, "height width"]:
+    _check_size(path, stored_size(path)[0], size, image)
+    with Image.open(path) as label:
+        if len(label.getbands()) != 1:
+            raise ValueError(f"{path} must have one channel, whose values are the objects, got mode {label.mode}.")
+        values, palette = np.asarray(label, np.int32), label.mode == "P"
+    if palette and np.isin(values, (0, VOID), invert=True).any():
+        values = np.where(values == VOID, 0, values)
+    return values
+
+
+def _read_tiff(path: Path, size: Size, image: Path) -> Shaped[np.ndarray, "height width"]:
+    with tifffile.TiffFile(path) as file:
+        if len(file.pages) > 1:
+            raise ValueError(f"{path} must be one label, got {len(file.pages)} pages.")
+        page = file.pages.first
+        _check_array(path, page.shape, page.dtype, size, image)
+        return file.asarray().reshape(size)
+
+
+def _read_npy(path: Path, size: Size, image: Path) -> Shaped[np.ndarray, "height width"]:
+    values = np.load(path, mmap_mode="r", allow_pickle=False)
+    _check_array(path, values.shape, values.dtype, size, image)
+    return np.array(values)
+
+
+def _check_array(path: Path, shape: tuple[int, ...], dtype: Any, size: Size, image: Path) -> None:
+    """Refuse an array by its header, before it is read."""
+    if dtype is None or np.dtype(dtype).kind not in "biu" or len(shape) != 2:
+        raise ValueError(f"{path} must be a label of whole numbers [height, width], got {dtype} {list(shape)}.")
+    _check_size(path, (shape[0], shape[1]), size, image)
+
+
+def _check_size(path: Path, found: Size, size: Size, image: Path) -> None:
+    if found != size:
+        raise ValueError(f"{path} is {in_words(found)}, but its image {image} is {in_words(size)}.")
