@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from sam_jax.convert.tables.encoder_rules import TINY_VIT, VIT
 from sam_jax.convert.tables.encoder_settings import encoder_kind, tiny_vit_from_shapes, vit_from_hf, vit_from_shapes
 from sam_jax.convert.tables.families import Family, listing
 from sam_jax.convert.tables.gaps import Described, compare
-from sam_jax.convert.tables.names import WRAPPERS, plain
+from sam_jax.convert.tables.names import WRAPPERS, decoder_prefix, plain
 from sam_jax.convert.tables.rules import Naming, Shape, torch_shapes
 from sam_jax.convert.tables.settings import OWN, own_encoder_config
 from sam_jax.encoders.config import EncoderConfig, kind_of
@@ -21,26 +21,33 @@ from sam_jax.errors import CheckpointError
 TABLES = {"vit": VIT, "tiny_vit": TINY_VIT}
 """The table of each kind in `sam_jax.encoders.encoder`."""
 
+IMAGE_ENCODER = re.compile(r"\b(image_encoder|vision_encoder)\.")
+"""In the name of a tensor of an image encoder, known or not."""
 _ENCODER = re.compile(r"(image_encoder|vision_encoder)\..*")
 _UNUSED = re.compile(r"image_encoder\.(norm_head|head)\..*|.*\.num_batches_tracked")
 """What TinyViT keeps of its time as a classifier, and of training."""
 
 
 def identify_encoder(
-    tensors: Mapping[str, Described], *, family: str | None = None, settings: Mapping[str, Any] | None = None
+    tensors: Mapping[str, Described],
+    *,
+    family: str | None = None,
+    prefix: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Identification[EncoderConfig]:
     """Say what a checkpoint's image encoder is without reading any data. Gaps are reported, not raised.
 
     Args:
       tensors: name in the file -> anything with a shape and a dtype.
       family: a name of `FAMILIES`, whose settings to use whatever the names and `settings` say.
+      prefix: what stands before the names of the decoder and its encoder, where a file has several.
       settings: what `open_checkpoint` found beside the weights.
 
     Raises:
       CheckpointError: if there is none, or one of a kind that cannot be converted, or two tensors claim the same name.
       ValueError: if there is no such family.
     """
-    sources = _sources(tensors)
+    sources = _sources(tensors, prefix)
     if not sources:
         raise CheckpointError("The checkpoint holds no image encoder.")
     naming: Naming = "hf" if next(iter(sources)).startswith("vision_encoder.") else "meta"
@@ -54,13 +61,18 @@ def identify_encoder(
 
 
 def encoder_from_torch(
-    tensors: Mapping[str, Any], *, family: str | None = None, settings: Mapping[str, Any] | None = None
+    tensors: Mapping[str, Any],
+    *,
+    family: str | None = None,
+    prefix: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Conversion[EncoderConfig]:
     """Convert a checkpoint's image encoder to Flax variables. Only its tensors are read.
 
     Args:
       tensors: name in the file -> array, or anything with `shape`, `dtype` and `read()`.
       family: a name of `FAMILIES`. It tells what weights do not: preprocessing, and the size of a TinyViT's images.
+      prefix: what stands before the names of the decoder and its encoder, where a file has several.
       settings: what `open_checkpoint` found beside the weights.
 
     Raises:
@@ -68,7 +80,7 @@ def encoder_from_torch(
         missing, unexpected, misshapen or of another dtype than a float's.
       ValueError: if there is no such family.
     """
-    found = identify_encoder(tensors, family=family, settings=settings)
+    found = identify_encoder(tensors, family=family, prefix=prefix, settings=settings)
     if found.gaps:
         kind = type(found.config).__name__.removesuffix("Config")
         raise CheckpointError(
@@ -95,12 +107,14 @@ def encoder_to_torch(encoder: Any, variables: Mapping[str, Any], naming: Naming 
     return write_variables(encoder.config, variables, naming, TABLES[kind])
 
 
-def _sources(names: Iterable[str]) -> dict[str, str]:
-    """Return plain name -> name in the file, of an encoder in the same wrapping as a decoder would be looked for."""
-    for prefix in ("", *(f"{wrapper}." for wrapper in WRAPPERS)):
+def _sources(names: Collection[str], prefix: str | None) -> dict[str, str]:
+    """Return plain name -> name in the file, of an encoder below the prefix of the decoder, or in a usual wrapping."""
+    beside = decoder_prefix(names, prefix)
+    usual = ("", *(f"{wrapper}." for wrapper in WRAPPERS)) if prefix is None else ()
+    for start in (beside, *usual):
         found: dict[str, str] = {}
         for name in names:
-            target = plain(name.removeprefix(prefix)) if name.startswith(prefix) else ""
+            target = plain(name.removeprefix(start)) if name.startswith(start) else ""
             if not _ENCODER.fullmatch(target) or _UNUSED.fullmatch(target):
                 continue
             if target in found:

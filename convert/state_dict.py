@@ -63,23 +63,29 @@ class Conversion(Generic[Config]):
 
 
 def identify(
-    tensors: Mapping[str, Described], *, family: str | None = None, settings: Mapping[str, Any] | None = None
+    tensors: Mapping[str, Described],
+    *,
+    family: str | None = None,
+    prefix: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Identification[SamConfig]:
     """Say what a checkpoint's decoder is without reading any data. Gaps are reported, not raised.
 
     Args:
       tensors: name in the file -> anything with a shape and a dtype.
       family: a name of `FAMILIES`, whose settings to use whatever the names and `settings` say.
+      prefix: what stands before the names of the decoder that is meant, where a file has several.
       settings: what `open_checkpoint` found beside the weights: the content of a Hugging Face `config.json`, or what
         `own_metadata` made.
 
     Raises:
-      CheckpointError: if it is of a kind that cannot be converted, or two tensors claim the same name.
+      CheckpointError: if it is of a kind that cannot be converted, two tensors claim the same name, or no prefix says
+        which of several decoders is meant.
       ValueError: if there is no such family.
     """
     text = listing({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     refuse_relatives(text)
-    names = sort_out(tensors)
+    names = sort_out(tensors, prefix)
     if not names.has_decoder:
         refuse_strangers(text)
     naming = _naming(names.tensors)
@@ -101,13 +107,18 @@ def identify(
 
 
 def from_torch(
-    tensors: Mapping[str, Any], *, family: str | None = None, settings: Mapping[str, Any] | None = None
+    tensors: Mapping[str, Any],
+    *,
+    family: str | None = None,
+    prefix: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Conversion[SamConfig]:
     """Convert a checkpoint's prompt encoder and mask decoder to Flax variables. Only their tensors are read.
 
     Args:
       tensors: name in the file -> array, or anything with `shape`, `dtype` and `read()`.
       family: a name of `FAMILIES`, whose settings to use whatever the names and `settings` say.
+      prefix: what stands before the names of the decoder that is meant, where a file has several.
       settings: what `open_checkpoint` found beside the weights, as for `identify`.
 
     Raises:
@@ -115,7 +126,7 @@ def from_torch(
         misshapen or of another dtype than a float's.
       ValueError: if there is no such family.
     """
-    found = identify(tensors, family=family, settings=settings)
+    found = identify(tensors, family=family, prefix=prefix, settings=settings)
     if found.gaps:
         raise CheckpointError(
             f"The checkpoint does not fit the decoder of {found.family.title} ({found.naming} names).\n{found.gaps}"
@@ -147,14 +158,35 @@ def choose_family(family: str | None, settings: Mapping[str, Any] | None, text: 
 
 
 def read_variables(tensors: Mapping[str, Any], found: Identification[Config], table: Table) -> Conversion[Config]:
-    """Read the tensors of an identified network into its Flax tree.
-
-    Raises:
-      CheckpointError: if tensors that become one leaf have several dtypes.
-    """
+    """Read the tensors of an identified network into its Flax tree. A leaf gets the widest dtype of its tensors."""
     places = slots(found.config, found.naming, table)
     leaves = _leaves({slot.name: _read(tensors[found.sources[slot.name]]) for slot in places}, places)
     return Conversion(found.config, _nest(leaves), found.family, found.naming, found.ignored)
+
+
+def mixed_leaves(tensors: Mapping[str, Described], found: Identification[Config], table: Table) -> dict[str, str]:
+    """Return the leaves that tensors of several dtypes become, and the widest of these that the leaf gets."""
+    dtypes = collections.defaultdict(list)
+    for slot in slots(found.config, found.naming, table):
+        dtypes[slot.path].append(tensors[found.sources[slot.name]].dtype)
+    return {path: str(_widest(several)) for path, several in dtypes.items() if len({*several}) > 1}
+
+
+def notes_on(family: Family, mixed: Mapping[str, str], asked: str | None) -> Iterator[str]:
+    """What a user should know of a checkpoint: who else's files look the same, and which dtypes change.
+
+    Args:
+      family: that it is taken for.
+      mixed: what `mixed_leaves` returned.
+      asked: the family that was asked for.
+    """
+    if asked is None and family.lookalikes:
+        yield f"{' and '.join(family.lookalikes)} have files like this one: say so by --family, or family= in Python."
+    if mixed:
+        yield (
+            f"{len(mixed)} arrays are made of tensors of several dtypes and get the widest of them, such as "
+            f"{next(iter(mixed))} ({next(iter(mixed.values()))})."
+        )
 
 
 def write_variables(config: Any, variables: Mapping[str, Any], naming: Naming, table: Table) -> dict[str, np.ndarray]:
@@ -193,10 +225,18 @@ def _leaves(read: Mapping[str, np.ndarray], places: Iterable[Slot]) -> dict[str,
     for slot in places:
         parts[slot.path].append(slot.leaf.to_flax(read[slot.name]))
         stacked |= {slot.path} if slot.position is not None else set()
-    mixed = [path for path, arrays in parts.items() if len({array.dtype for array in arrays}) > 1]
-    if mixed:
-        raise CheckpointError(f"Tensors of several dtypes cannot be one leaf: {', '.join(mixed)}.")
-    return {path: np.stack(arrays) if path in stacked else arrays[0] for path, arrays in parts.items()}
+    return {
+        path: np.stack([x.astype(_widest(x.dtype for x in arrays)) for x in arrays]) if path in stacked else arrays[0]
+        for path, arrays in parts.items()
+    }
+
+
+def _widest(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """The dtype that holds all numbers of several float dtypes."""
+    several = {*dtypes}
+    return (
+        several.pop() if len(several) == 1 else max((np.dtype(np.float32), *several), key=lambda dtype: dtype.itemsize)
+    )
 
 
 def _part(leaf: np.ndarray, slot: Slot) -> np.ndarray:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from sam_jax.files.checkpoints import load, load_encoder, save
     from sam_jax.files.embeddings import EmbeddingStore
     from sam_jax.files.exported import export_decoder
-    from sam_jax.images.full_size import binary_masks, rle_masks
+    from sam_jax.images.full_size import binary_masks, resize_masks, rle_masks
     from sam_jax.images.pixels import EncodedImage, encode_image, predict_batch, predict_image
-    from sam_jax.images.resize import input_size_for, mask_to_prompt, resize_masks, to_input_frame, to_original_image
+    from sam_jax.images.resize import input_size_for, mask_to_prompt, to_input_frame, to_original_image
     from sam_jax.predictor import Predictor
     from sam_jax.prompts import Prompts
 
@@ -56,7 +56,7 @@ _HOMES = {
     "Prompts": "prompts",
     "input_size_for": "images.resize",
     "mask_to_prompt": "images.resize",
-    "resize_masks": "images.resize",
+    "resize_masks": "images.full_size",
     "to_input_frame": "images.resize",
     "to_original_image": "images.resize",
     "best_masks": "batch.select",

@@ -47,9 +47,12 @@ class Predictor:
         self.images: tuple[EncodedImage, ...] = ()
 
     @classmethod
-    def load(cls, checkpoint: str | os.PathLike[str], *, family: str | None = None) -> "Predictor":
+    def load(
+        cls, checkpoint: str | os.PathLike[str], *, family: str | None = None, prefix: str | None = None
+    ) -> "Predictor":
         """Read both parts of a checkpoint of any kind; arguments and errors are those of `sam_jax.load`."""
-        return cls(*load(checkpoint, family=family), *load_encoder(checkpoint, family=family))
+        choice = {"family": family, "prefix": prefix}
+        return cls(*load(checkpoint, **choice), *load_encoder(checkpoint, **choice))
 
     def set_image(self, image: ImageLike) -> EncodedImage:
         """Encode an image, make it the one that `predict` is about, and return it for later.

@@ -27,6 +27,7 @@ class Family:
       grid_size: height and width of the image embedding.
       heads: attention heads.
       preprocessing: as in the encoder's settings.
+      lookalikes: families whose files cannot be told from this one's, and which need other settings.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Family:
     grid_size: tuple[int, int] = (64, 64)
     heads: int = 8
     preprocessing: Preprocessing = "sam"
+    lookalikes: tuple[str, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
@@ -45,7 +47,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         # What has SAM's decoder and no sign of another family: its own weights, or a relative's with its settings.
         Family("sam", "Segment Anything", licence="Apache-2.0 (Segment Anything's own weights)"),
-        Family("sam_vit_b", "Segment Anything, ViT-B"),
+        Family("sam_vit_b", "Segment Anything, ViT-B", lookalikes=("medsam", "micro_sam")),
         Family("sam_vit_l", "Segment Anything, ViT-L"),
         Family("sam_vit_h", "Segment Anything, ViT-H"),
         Family("medsam", "MedSAM", preprocessing="medsam"),
@@ -56,7 +58,7 @@ FAMILIES: dict[str, Family] = {
         Family("tiny_sam", "TinySAM"),
         Family("edge_sam", "EdgeSAM", licence="NTU S-Lab License 1.0 (non-commercial)"),
         Family("slim_sam", "SlimSAM"),
-        Family("micro_sam", "micro-sam", licence="CC-BY-4.0 (the published models)"),
+        Family("micro_sam", "micro-sam", licence="CC-BY-4.0 (the published models)", preprocessing="micro_sam"),
         Family("efficientvit_sam", "EfficientViT-SAM", block_norm_eps=1e-6, final_norm_eps=1e-6),
         Family("sam_med2d", "SAM-Med2D", image_size=(256, 256), grid_size=(16, 16)),
         Family("samed", "SAMed", licence="MIT", image_size=(512, 512), grid_size=(32, 32)),

@@ -44,6 +44,11 @@ _IGNORED = re.compile(
 )
 """Tensors outside the decoder that SAM's relatives keep beside it."""
 
+_PART = re.compile(
+    r"((?:.*\.)?)(?:sam_)?(mask_decoder\.iou_token|mask_decoder\.mask_tokens|prompt_encoder\.not_a_point_embed)\.weight"
+)
+"""Tensors that every decoder has, by all names, and what stands before them."""
+
 _BARE_DECODER = "iou_token.weight"
 """Without a parent, it tells that a mask decoder was saved alone."""
 
@@ -80,21 +85,30 @@ def plain(name: str) -> str:
     return name
 
 
-def sort_out(names: Collection[str]) -> Names:
+def sort_out(names: Collection[str], prefix: str | None = None) -> Names:
     """Take off the wrapping of a file's names, and set aside what is not the decoder's.
 
     What lies beside a wrapper (an optimizer, a second copy of the weights) is set aside too.
 
+    Args:
+      names: all names in the file.
+      prefix: what stands before the names of the decoder that is meant, where there are several.
+
     Raises:
-      CheckpointError: if two tensors end up with the same name.
+      CheckpointError: if two tensors end up with the same name, or as `decoder_prefix`.
     """
-    prefix = _wrapper(names)
+    prefix = decoder_prefix(names, prefix)
+    places = _complete_below(names)
+    others = tuple(place for place in places if place != prefix) if len(places) > 1 else ()
     plain_names = {name: plain(name.removeprefix(prefix)) for name in names}
     bare = _BARE_DECODER in plain_names.values() and not any(map(is_decoder, plain_names.values()))
     found: dict[str, list[str]] = {}
     ignored = []
     for name, target in plain_names.items():
         beside = not name.startswith(prefix)
+        if others and (beside or name.startswith(tuple(place for place in others if place.startswith(prefix)))):
+            ignored.append(name)
+            continue
         if bare and not beside:
             target = f"mask_decoder.{target}"
         if not is_decoder(target) and (beside or _IGNORED.fullmatch(target)):
@@ -103,6 +117,43 @@ def sort_out(names: Collection[str]) -> Names:
             found.setdefault(target, []).append(name)
     _refuse_clashes(found)
     return Names({target: name for target, [name] in found.items()}, tuple(ignored))
+
+
+def decoder_prefix(names: Collection[str], prefix: str | None = None) -> str:
+    """Return what stands before the names of the decoder in a file; empty for nothing, or without a decoder.
+
+    Args:
+      names: all names in the file.
+      prefix: the answer, where it is known.
+
+    Raises:
+      CheckpointError: if no decoder is below the given prefix, or none is given and decoders are below several.
+    """
+    places = _complete_below(names)
+    listed = ", ".join(map(repr, places)) or "none"
+    if prefix is not None:
+        prefix = f"{prefix.rstrip('.')}." if prefix else ""
+        if prefix not in places:
+            raise CheckpointError(f"No decoder is below the prefix {prefix!r}. Prefixes of decoders: {listed}.")
+        return prefix
+    if len(places) > 1:
+        raise CheckpointError(
+            f"The checkpoint holds {len(places)} decoders, such as weights and their running mean, below the prefixes "
+            f"{listed}. Choose one: --prefix on the command line, prefix= in Python."
+        )
+    wrapper = _wrapper(names)
+    if wrapper or not places or any(is_decoder(plain(name)) for name in names):
+        return wrapper
+    return places[0]
+
+
+def _complete_below(names: Collection[str]) -> list[str]:
+    """Return the prefixes below which both parts of a decoder are, in the order of the file."""
+    parts: dict[str, set[str]] = {}
+    for name in names:
+        if match := _PART.fullmatch(name):
+            parts.setdefault(match[1], set()).add(match[2])
+    return [prefix for prefix, found in parts.items() if len(found) == 3]
 
 
 def _wrapper(names: Collection[str]) -> str:

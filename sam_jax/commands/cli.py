@@ -17,14 +17,19 @@ from rich.text import Text
 from sam_jax.errors import CheckpointError
 from sam_jax.train.config import FinetuneConfig, choose_config
 
+Family = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+Prefix = Annotated[str | None, tyro.conf.arg(metavar="PREFIX")]
+
 
 def convert(
     source: Annotated[str, tyro.conf.Positional],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     naming: Literal["meta", "hf"] = "meta",
-    family: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    family: Family = None,
+    prefix: Prefix = None,
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     encoder: bool = False,
+    base: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None,
     overwrite: bool = False,
 ) -> None:
     """Convert a checkpoint between PyTorch and JAX.
@@ -35,31 +40,45 @@ def convert(
       out: what to write: a .safetensors or (with PyTorch installed) .pth file, else a folder that sam_jax.load reads.
       naming: whose names the tensors of a file get, Meta's or Hugging Face's.
       family: whose settings to use, where the source does not tell; a wrong name lists them all.
+      prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
       dtype: of the trainable parameters; the Gaussian matrix and batch norms' statistics are kept as they are.
       encoder: keep the image encoder, too. A folder that was made so keeps it without being told again.
+      base: a PyTorch checkpoint to write back into. The output file has all of its tensors, with these weights in the
+        place of its own.
       overwrite: replace what is at the output.
     """
     from sam_jax.files import conversion
 
     with Console(stderr=True).status(f"Converting {source}"):
-        provenance = conversion.run(
-            source, out, naming=naming, family=family, dtype=dtype, encoder=encoder, overwrite=overwrite
+        done = conversion.run(
+            source,
+            out,
+            naming=naming,
+            family=family,
+            prefix=prefix,
+            dtype=dtype,
+            encoder=encoder,
+            base=base,
+            overwrite=overwrite,
         )
-    origin = asdict(provenance)
-    _print_rows([("wrote", str(out)), *((name, text or "unknown") for name, text in origin.items())])
+    origin = asdict(done.provenance)
+    notes = [("note", note) for note in done.notes]
+    _print_rows([("wrote", str(out)), *((name, text or "unknown") for name, text in origin.items()), *notes])
 
 
-def inspect(file: Annotated[Path, tyro.conf.Positional]) -> None:
+def inspect(file: Annotated[Path, tyro.conf.Positional], family: Family = None, prefix: Prefix = None) -> None:
     """Say what a checkpoint is, without reading its numbers.
 
     The exit code is 1 if it cannot be converted.
 
     Args:
       file: a file or folder, as `sam-jax convert` takes.
+      family: whose settings to use, where the file does not tell.
+      prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
     """
     from sam_jax.commands.inspect import inspect
 
-    found = inspect(file)
+    found = inspect(file, family=family, prefix=prefix)
     _print_rows(found.rows)
     if found.problem:
         raise CheckpointError(found.problem)
@@ -75,7 +94,8 @@ def predict(
     multimask: bool = False,
     kind: Literal["overlay", "masks", "coco"] | None = None,
     embeddings: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
-    family: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    family: Family = None,
+    prefix: Prefix = None,
     overwrite: bool = False,
 ) -> None:
     """Predict masks of objects in images, from clicks, boxes or a mask in the images' pixels.
@@ -93,6 +113,7 @@ def predict(
       kind: what to write: the image with masks, prompts and scores on it, a picture of each mask, or COCO's JSON.
       embeddings: a store that sam-jax embed made, to read from instead of encoding.
       family: whose settings to use, where the checkpoint does not tell.
+      prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
       overwrite: replace what is there.
     """
     from sam_jax.commands.predict import run
@@ -109,6 +130,7 @@ def predict(
         kind=kind,
         embeddings=embeddings,
         family=family,
+        prefix=prefix,
         overwrite=overwrite,
     )
 
@@ -118,7 +140,8 @@ def embed(
     checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
-    family: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    family: Family = None,
+    prefix: Prefix = None,
 ) -> None:
     """Encode images and write the embeddings to a store, which sam-jax predict and training read.
 
@@ -131,10 +154,11 @@ def embed(
       out: the store, a folder, made where missing.
       dtype: of the embeddings; bfloat16 takes half the room.
       family: whose settings to use, where the checkpoint does not tell.
+      prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
     """
     from sam_jax.commands.embed import run
 
-    run(images, checkpoint, out, Console(stderr=True), dtype=dtype, family=family)
+    run(images, checkpoint, out, Console(stderr=True), dtype=dtype, family=family, prefix=prefix)
 
 
 def demo(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("sam_jax_demo")) -> None:
@@ -153,6 +177,8 @@ def finetune(
     checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    family: Family = None,
+    prefix: Prefix = None,
     settings: Annotated[FinetuneConfig, tyro.conf.arg(name="")] = FinetuneConfig(),  # noqa: B008 - it is frozen
 ) -> None:
     """Fine-tune a checkpoint on images with masks. The same command goes on with a run that was stopped.
@@ -162,11 +188,13 @@ def finetune(
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the folder of the run; model/ in it is the result.
       config: settings as JSON instead of flags, such as finetune.json of another run.
+      family: whose settings to use, where the checkpoint does not tell.
+      prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
       settings: everything else about the run.
     """
     from sam_jax.train.commands.finetune import finetune
 
-    result = finetune(data, checkpoint, out, choose_config(config, settings))
+    result = finetune(data, checkpoint, out, choose_config(config, settings), family=family, prefix=prefix)
     rows = [
         ("wrote", str(result.model)),
         ("trained", f"{result.trained:,} parameters"),
@@ -180,6 +208,8 @@ def evaluate(
     checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     embeddings: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
+    family: Family = None,
+    prefix: Prefix = None,
     images: int = 500,
     cap: int = 20,
     objects: int = 16,
@@ -195,6 +225,8 @@ def evaluate(
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the folder to make, with evaluation.json and evaluation.png.
       embeddings: a store that sam-jax embed made of the images; by default the checkpoint's encoder makes them.
+      family: whose settings to use, where the checkpoint does not tell.
+      prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
       images: how many to take, from the first.
       cap: clicks that an object gets at most.
       objects: how many are decoded at once; no result depends on it.
@@ -210,6 +242,8 @@ def evaluate(
         checkpoint,
         out,
         embeddings=embeddings,
+        family=family,
+        prefix=prefix,
         images=images,
         cap=cap,
         objects=objects,
@@ -224,6 +258,8 @@ def export(
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     platforms: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu", "cuda", "tpu"),
     masks: bool = False,
+    family: Family = None,
+    prefix: Prefix = None,
     overwrite: bool = False,
 ) -> None:
     """Write the decoder as a program that needs only jax to run, for any number of images and prompt sets.
@@ -233,13 +269,15 @@ def export(
       out: the folder to make: the program with its weights, and a manifest that says how to call it.
       platforms: what the program is for.
       masks: let the program take mask prompts.
+      family: whose settings to use, where the checkpoint does not tell.
+      prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
       overwrite: replace what is at the output.
     """
     from sam_jax.files.checkpoints import load
     from sam_jax.files.exported import export_decoder
 
     with Console(stderr=True).status(f"Exporting {source}"):
-        model, variables = load(source)
+        model, variables = load(source, family=family, prefix=prefix)
         export_decoder(out, model, variables, platforms=platforms, masks=masks, overwrite=overwrite)
     _print_rows([("wrote", str(out)), ("platforms", ", ".join(platforms))])
 

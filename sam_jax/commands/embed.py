@@ -24,6 +24,7 @@ def run(
     *,
     dtype: StoredDType = "bfloat16",
     family: str | None = None,
+    prefix: str | None = None,
 ) -> None:
     """Encode the images that the store does not have yet, or that were changed since, and write them to it.
 
@@ -34,6 +35,7 @@ def run(
       console: where to say how it goes.
       dtype: of a new store.
       family: as in `sam_jax.load_encoder`.
+      prefix: likewise.
 
     Raises:
       ValueError: for images, a checkpoint or a store that cannot be used; or naming every image that cannot be read,
@@ -44,9 +46,9 @@ def run(
     if twice:
         raise ValueError(f"A store keeps images by their files' names, and there are several of {', '.join(twice)}.")
     with console.status(f"Loading {checkpoint}"):
-        encoder, variables = load_encoder(checkpoint, family=family)
+        encoder, variables = load_encoder(checkpoint, family=family, prefix=prefix)
         made = encoder.config
-        provenance = provenance_of(checkpoint, family)
+        provenance = provenance_of(checkpoint, family, prefix)
         store = EmbeddingStore.create(out, (*made.grid_size, made.out_width), made.image_size, dtype, provenance)
     todo = [file for file in files if not store.written_after(file.name, file)]
     store.remove_leftovers([file.name for file in todo])

@@ -10,8 +10,9 @@ from sam_jax.config import SamConfig
 from sam_jax.convert.encoders import identify_encoder
 from sam_jax.convert.reader import open_checkpoint
 from sam_jax.convert.reading.stored_tensor import Checkpoint
-from sam_jax.convert.state_dict import identify
+from sam_jax.convert.state_dict import identify, mixed_leaves, notes_on
 from sam_jax.convert.tables.gaps import Described
+from sam_jax.convert.tables.rules import DECODER
 from sam_jax.encoders.config import EncoderConfig
 from sam_jax.errors import CheckpointError
 from sam_jax.files.manifest import ENCODER, Manifest, is_saved
@@ -33,13 +34,18 @@ class Inspection:
     problem: str | None = None
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(path: Path, *, family: str | None = None, prefix: str | None = None) -> Inspection:
     """Look at a PyTorch or safetensors file, a Hugging Face folder, or a folder that `sam_jax.save` made.
+
+    Args:
+      path: the file or folder.
+      family: as in `sam_jax.load`; a folder has its own.
+      prefix: likewise.
 
     Raises:
       CheckpointError: if it cannot be opened at all.
     """
-    return _inspect_saved(path) if is_saved(path) else _inspect_torch(path)
+    return _inspect_saved(path) if is_saved(path) else _inspect_torch(path, {"family": family, "prefix": prefix})
 
 
 def _inspect_saved(folder: Path) -> Inspection:
@@ -57,15 +63,15 @@ def _inspect_saved(folder: Path) -> Inspection:
     return Inspection(tuple(rows))
 
 
-def _inspect_torch(path: Path) -> Inspection:
+def _inspect_torch(path: Path, choice: dict[str, str | None]) -> Inspection:
     checkpoint = open_checkpoint(path)
     rows = [("container", checkpoint.container), ("tensors", _summary(checkpoint.tensors.values()))]
     rows += [("note", note) for note in checkpoint.notes]
     try:
-        found = identify(checkpoint.tensors, settings=checkpoint.settings)
+        found = identify(checkpoint.tensors, settings=checkpoint.settings, **choice)
     except CheckpointError as error:
         return Inspection(tuple(rows), str(error))
-    encoder, of_encoder = _inspect_encoder(checkpoint)
+    encoder, of_encoder = _inspect_encoder(checkpoint, choice)
     ignored = [tensor for name, tensor in checkpoint.tensors.items() if name in {*found.ignored} - of_encoder]
     rows += [
         ("family", f"{found.family.title} ({found.family.name})"),
@@ -76,13 +82,16 @@ def _inspect_torch(path: Path) -> Inspection:
         ("ignored", _summary(ignored)),
         *_settings(found.config),
     ]
+    if not found.gaps:
+        mixed = mixed_leaves(checkpoint.tensors, found, DECODER)
+        rows += [("note", note) for note in notes_on(found.family, mixed, choice["family"])]
     return Inspection(tuple(rows), f"The decoder is not whole.\n{found.gaps}" if found.gaps else None)
 
 
-def _inspect_encoder(checkpoint: Checkpoint) -> tuple[str, set[str]]:
+def _inspect_encoder(checkpoint: Checkpoint, choice: dict[str, str | None]) -> tuple[str, set[str]]:
     """Return what there is to say of a checkpoint's image encoder, and the names of its tensors where it is known."""
     try:
-        found = identify_encoder(checkpoint.tensors, settings=checkpoint.settings)
+        found = identify_encoder(checkpoint.tensors, settings=checkpoint.settings, **choice)
     except CheckpointError as error:
         return str(error), set()
     if found.gaps:

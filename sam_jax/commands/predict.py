@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +13,9 @@ from rich.console import Console
 from rich.progress import track
 
 from sam_jax.commands.result_files import CocoAnnotations, Kind, Result, check_free, targets, write_pictures
+from sam_jax.config import SamConfig
+from sam_jax.decoder.model import Variables
+from sam_jax.encoders.encoder import Encoder
 from sam_jax.files.checkpoints import load, load_encoder
 from sam_jax.files.embeddings import EmbeddingStore, digest_of
 from sam_jax.images.image_files import image_files, read_mask
@@ -41,6 +43,7 @@ def run(
     kind: Kind | None = None,
     embeddings: Path | None = None,
     family: str | None = None,
+    prefix: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Predict the same prompts on each image, write the results, and say how long it took.
@@ -57,6 +60,7 @@ def run(
       kind: what to write; by default COCO's JSON where `out` ends in `.json`, else overlays.
       embeddings: a store to read embeddings from instead of encoding.
       family: as in `sam_jax.load`.
+      prefix: likewise.
       overwrite: replace what is there.
 
     Raises:
@@ -74,8 +78,11 @@ def run(
         check_free(chain.from_iterable(plan.values()))
 
     with console.status(f"Loading {checkpoint}"):
-        model, variables = load(checkpoint, family=family)
-        encode = read_from(embeddings) if embeddings else encode_with(checkpoint, family, model.config)
+        model, variables = load(checkpoint, family=family, prefix=prefix)
+        if embeddings:
+            encode = read_from(embeddings)
+        else:
+            encode = encode_with(model.config, *load_encoder(checkpoint, family=family, prefix=prefix))
     encoding, decoding, problems, coco = [], [], [], CocoAnnotations()
     for file in track(files, "Predicting", console=console):
         try:
@@ -138,9 +145,8 @@ def _numbers(option: str, text: str, wanted: str, counts: tuple[int, ...]) -> li
     return numbers
 
 
-def encode_with(checkpoint: str, family: str | None, config: Any) -> Encode:
-    """Return a function that encodes images with a checkpoint's own encoder."""
-    encoder, variables = load_encoder(checkpoint, family=family)
+def encode_with(config: SamConfig, encoder: Encoder, variables: Variables) -> Encode:
+    """Return a function that encodes images with an encoder that fits a decoder's settings."""
     check_fit(config, encoder)
     return lambda file, pixels: encode_image(encoder, variables, pixels)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from sam_jax.config import DTYPES, DType, check_positive
 from sam_jax.errors import describe
 
-Preprocessing = Literal["sam", "medsam", "lite_medsam"]
+Preprocessing = Literal["sam", "medsam", "lite_medsam", "micro_sam"]
 """What becomes of an image's pixels before the encoder: see `sam_jax.images.preprocess.prepare`. No weights tell it."""
 
 

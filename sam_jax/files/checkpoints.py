@@ -77,16 +77,21 @@ def save(
         Manifest.of(folder, model.config, provenance or Provenance(), arrays, of_encoder).write(folder)
 
 
-def load(path: str | os.PathLike[str], *, family: str | None = None) -> tuple[Sam, Variables]:
+def load(
+    path: str | os.PathLike[str], *, family: str | None = None, prefix: str | None = None, dtype: Any = None
+) -> tuple[Sam, Variables]:
     """Read a checkpoint of any kind: the model, and its variables on the default device.
 
     Arrays keep the dtype that they are stored in, except that JAX makes float64 float32 unless `jax_enable_x64` is set.
+    To train them, ask for `dtype="float32"`: steps of an optimizer are lost in 16 bits, or overflow.
 
     Args:
       path: a folder that `save` or `sam-jax convert` made, a `.pth`, `.pt` or `.safetensors` file, a Hugging Face
         folder, or the name of a published checkpoint such as `sam_vit_b`, which is downloaded once.
       family: a name of `sam_jax.convert.tables.families.FAMILIES`, for settings that a file does not tell; found out by
         default.
+      prefix: what stands before the names of the decoder that is meant, where a file has several.
+      dtype: of the parameters, instead of the stored one.
 
     Raises:
       CheckpointError: if there is no such checkpoint, or it is damaged, unfinished, or of another kind.
@@ -94,14 +99,20 @@ def load(path: str | os.PathLike[str], *, family: str | None = None) -> tuple[Sa
     """
     found = locate(path)
     if is_saved(found):
+        _refuse_prefix(found, prefix)
         model, variables, _ = restore(found, family=family)
-        return model, variables
-    checkpoint = open_checkpoint(found)
-    conversion = from_torch(checkpoint.tensors, family=family, settings=checkpoint.settings)
-    return Sam(conversion.config), jax.tree.map(jnp.asarray, conversion.variables)
+    else:
+        checkpoint = open_checkpoint(found)
+        conversion = from_torch(checkpoint.tensors, family=family, prefix=prefix, settings=checkpoint.settings)
+        model, variables = Sam(conversion.config), jax.tree.map(jnp.asarray, conversion.variables)
+    if dtype is not None:
+        variables |= {"params": jax.tree.map(lambda x: x.astype(dtype), variables["params"])}
+    return model, variables
 
 
-def load_encoder(path: str | os.PathLike[str], *, family: str | None = None) -> tuple[Encoder, Variables]:
+def load_encoder(
+    path: str | os.PathLike[str], *, family: str | None = None, prefix: str | None = None
+) -> tuple[Encoder, Variables]:
     """Read the image encoder of a checkpoint of any kind, and its variables on the default device.
 
     `encoder.apply(variables, frame)` makes the image embedding [h, w, c] of a frame from
@@ -110,6 +121,7 @@ def load_encoder(path: str | os.PathLike[str], *, family: str | None = None) -> 
     Args:
       path: what `load` takes; a folder must have been made with the encoder.
       family: as for `load`.
+      prefix: as for `load`.
 
     Raises:
       CheckpointError: if there is no such checkpoint, it is damaged, or it has no image encoder that is known.
@@ -117,10 +129,16 @@ def load_encoder(path: str | os.PathLike[str], *, family: str | None = None) -> 
     """
     found = locate(path)
     if is_saved(found):
+        _refuse_prefix(found, prefix)
         return restore_encoder(found, family=family)
     checkpoint = open_checkpoint(found)
-    conversion = encoder_from_torch(checkpoint.tensors, family=family, settings=checkpoint.settings)
+    conversion = encoder_from_torch(checkpoint.tensors, family=family, prefix=prefix, settings=checkpoint.settings)
     return make_encoder(conversion.config), jax.tree.map(jnp.asarray, conversion.variables)
+
+
+def _refuse_prefix(folder: Path, prefix: str | None) -> None:
+    if prefix is not None:
+        raise ValueError(f"A prefix is for PyTorch's files, and {folder} is a folder that sam-jax made.")
 
 
 def restore(folder: Path, *, family: str | None = None) -> tuple[Sam, Variables, Provenance]:
@@ -197,7 +215,9 @@ def _check_arrays(config: Any, table: Table, arrays: dict[str, ArraySpec], whose
         raise CheckpointError(f"{whose} do not fit the model's config.\n{gaps}")
 
 
-def provenance_of(checkpoint: str | os.PathLike[str], family: str | None = None) -> Provenance:
+def provenance_of(
+    checkpoint: str | os.PathLike[str], family: str | None = None, prefix: str | None = None
+) -> Provenance:
     """Return where a checkpoint's weights come from: as its manifest says, else by its files themselves.
 
     Of a folder that no digest is known of, such as a fine-tuned one, it is that of its list of files.
@@ -205,11 +225,12 @@ def provenance_of(checkpoint: str | os.PathLike[str], family: str | None = None)
     Args:
       checkpoint: what `load` takes.
       family: as in `load`.
+      prefix: as in `load`.
     """
     path = locate(checkpoint)
     if is_saved(path):
         found = Manifest.read(path).provenance
         return found if found.sha256 else dataclasses.replace(found, sha256=sha256(path / NAME))
     opened = open_checkpoint(path)
-    found = identify_encoder(opened.tensors, family=family, settings=opened.settings).family
+    found = identify_encoder(opened.tensors, family=family, prefix=prefix, settings=opened.settings).family
     return Provenance(found.name, path.resolve().name, sha256(*opened.files), found.licence)

@@ -7,10 +7,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sam_jax.convert import encoder_from_torch, encoder_to_torch, from_torch, open_checkpoint, own_metadata, to_torch
+from sam_jax.convert import (
+    encoder_from_torch,
+    encoder_to_torch,
+    from_torch,
+    identify,
+    identify_encoder,
+    open_checkpoint,
+    own_metadata,
+    to_torch,
+)
 from sam_jax.convert.download import locate
-from sam_jax.convert.tables.rules import Naming
+from sam_jax.convert.encoders import IMAGE_ENCODER
+from sam_jax.convert.state_dict import mixed_leaves, notes_on
+from sam_jax.convert.tables.gaps import compare
+from sam_jax.convert.tables.rules import DECODER, Naming
 from sam_jax.convert.writer import SUFFIXES, write_tensors
+from sam_jax.errors import CheckpointError
 from sam_jax.files.manifest import Manifest, Provenance, is_saved, sha256
 
 if TYPE_CHECKING:  # importing JAX takes about as long as the hash of a file, and is done beside it
@@ -25,11 +38,13 @@ def run(
     *,
     naming: Naming = "meta",
     family: str | None = None,
+    prefix: str | None = None,
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     encoder: bool = False,
+    base: str | None = None,
     overwrite: bool = False,
-) -> Provenance:
-    """Convert a checkpoint, and return where its weights come from.
+) -> "Contents":
+    """Convert a checkpoint, and return what is in it.
 
     Args:
       source: what `sam_jax.load` takes.
@@ -37,7 +52,9 @@ def run(
       naming: whose names the tensors of a file get.
       family: whose settings to use, where the source does not tell.
       dtype: of the trainable parameters.
+      prefix: what stands before the names of the decoder that is meant, where the source has several.
       encoder: keep the image encoder, too.
+      base: a PyTorch checkpoint whose tensors and names the file gets, with these weights in the place of its own.
       overwrite: replace what is at the output.
 
     Raises:
@@ -49,28 +66,31 @@ def run(
     to_file = out.suffix in SUFFIXES
     if naming != "meta" and not to_file:
         raise ValueError(f"--naming is for files that end in {', '.join(SUFFIXES)}: {out} becomes a folder.")
+    if base is not None and not to_file:
+        raise ValueError(f"--base is for files that end in {', '.join(SUFFIXES)}: {out} becomes a folder.")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already. To replace it, add --overwrite.")
     path = locate(source)
-    found = (_restored if is_saved(path) else _converted)(path, family, encoder)
+    found = _restored(path, family, encoder) if is_saved(path) else _converted(path, family, prefix, encoder)
     found = found._replace(
         variables=_cast(found.variables, dtype), encoder_variables=_cast(found.encoder_variables, dtype)
     )
     if to_file:
-        _write_file(out, found, naming, overwrite)
+        _write_file(out, found, naming, base, overwrite)
     else:
         _write_folder(out, found, overwrite)
-    return found.provenance
+    return found
 
 
 class Contents(NamedTuple):
-    """What a checkpoint holds. The image encoder is None where there is none, or it is not wanted."""
+    """What a checkpoint holds, and what its user should know. The encoder is None where none is there, or wanted."""
 
     model: "Sam"
     variables: "Variables"
     encoder: "Encoder | None"
     encoder_variables: "Variables | None"
     provenance: Provenance
+    notes: tuple[str, ...] = ()
 
 
 def _restored(folder: Path, family: str | None, encoder: bool) -> Contents:
@@ -81,11 +101,16 @@ def _restored(folder: Path, family: str | None, encoder: bool) -> Contents:
     return Contents(model, variables, *kept, provenance)
 
 
-def _converted(path: Path, family: str | None, encoder: bool) -> Contents:
+def _converted(path: Path, family: str | None, prefix: str | None, encoder: bool) -> Contents:
     checkpoint = open_checkpoint(path)
     digest = _in_background(sha256, *checkpoint.files)
-    arguments: Any = {"tensors": checkpoint.tensors, "family": family, "settings": checkpoint.settings}
+    tensors = checkpoint.tensors
+    arguments: Any = {"tensors": tensors, "family": family, "prefix": prefix, "settings": checkpoint.settings}
     decoder, kept = from_torch(**arguments), encoder_from_torch(**arguments) if encoder else None
+    notes = [*notes_on(decoder.family, mixed_leaves(tensors, identify(**arguments), DECODER), family)]
+    dropped = sum(IMAGE_ENCODER.search(name) is not None for name in decoder.ignored)
+    if dropped and not encoder:
+        notes.append(f"The image encoder ({dropped} tensors) is left out. To keep it, add --encoder.")
 
     from sam_jax.decoder.model import Sam  # here, because importing JAX takes about as long as the hash
     from sam_jax.encoders.encoder import make_encoder
@@ -93,16 +118,44 @@ def _converted(path: Path, family: str | None, encoder: bool) -> Contents:
     found = decoder.family
     provenance = Provenance(found.name, path.resolve().name, digest.result(), found.licence)
     both = (make_encoder(kept.config), kept.variables) if kept else (None, None)
-    return Contents(Sam(decoder.config), decoder.variables, *both, provenance)
+    return Contents(Sam(decoder.config), decoder.variables, *both, provenance, tuple(notes))
 
 
-def _write_file(out: Path, found: Contents, naming: Naming, overwrite: bool) -> None:
-    tensors = to_torch(found.model, found.variables, naming)
-    if found.encoder and found.encoder_variables:
-        tensors |= encoder_to_torch(found.encoder, found.encoder_variables, naming)
+def _write_file(out: Path, found: Contents, naming: Naming, base: str | None, overwrite: bool) -> None:
+    if base is not None:
+        tensors = _written_into(base, found)
+    else:
+        tensors = to_torch(found.model, found.variables, naming)
+        if found.encoder and found.encoder_variables:
+            tensors |= encoder_to_torch(found.encoder, found.encoder_variables, naming)
     known = {name: text for name, text in asdict(found.provenance).items() if text}
     known |= own_metadata(found.model.config, found.encoder.config if found.encoder else None, found.provenance.family)
     write_tensors(out, tensors, metadata=known, overwrite=overwrite)
+
+
+def _written_into(base: str, found: Contents) -> dict[str, Any]:
+    """All tensors of a PyTorch checkpoint under its names, with these weights in the place of its own.
+
+    Raises:
+      CheckpointError: if its decoder, or its encoder where there is one to write, has other shapes.
+    """
+    checkpoint = open_checkpoint(locate(base))
+    tensors = {name: tensor.read() for name, tensor in checkpoint.tensors.items()}
+    parts = [(identify(checkpoint.tensors, settings=checkpoint.settings), to_torch, found.model, found.variables)]
+    if found.encoder and found.encoder_variables:
+        of_base = identify_encoder(checkpoint.tensors, settings=checkpoint.settings)
+        parts.append((of_base, encoder_to_torch, found.encoder, found.encoder_variables))
+    for place, write, model, variables in parts:
+        ours = write(model, variables, place.naming)
+        gaps = compare(
+            {name: tensors[place.sources[name]] for name in ours if name in place.sources},
+            {name: tensor.shape for name, tensor in ours.items()},
+            place.sources,
+        )
+        if gaps:
+            raise CheckpointError(f"The weights do not fit into {base}.\n{gaps}")
+        tensors |= {place.sources[name]: tensor for name, tensor in ours.items()}
+    return tensors
 
 
 def _write_folder(out: Path, found: Contents, overwrite: bool) -> None:

@@ -1,4 +1,8 @@
-"""Full-size binary masks in bounded memory: no float copy of all of them ever exists."""
+"""Masks at the original size: as logits, as booleans, packed, or as run lengths.
+
+Inside of a transformation, and for many masks of one size, a program is compiled for the size. Otherwise tiles are
+made, and a new size compiles nothing (`sam_jax.images.tiles`). The masks are the same.
+"""
 
 import functools
 from collections.abc import Iterator
@@ -7,15 +11,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, UInt8
 
-from sam_jax.images.resize import Size, resize_masks
+from sam_jax.errors import describe
+from sam_jax.images.resize import Size, TracedSize, resize_on_device
+from sam_jax.images.tiles import pays, resize_by_tiles
 from sam_jax.prompts import AnyArray
 
 
-@functools.partial(
-    jax.jit, static_argnames=("input_size", "original_size", "image_size", "threshold", "packed", "chunk")
-)
+def resize_masks(
+    logits: Float[AnyArray, "*batch my mx"],
+    *,
+    input_size: TracedSize,
+    original_size: Size,
+    image_size: Size | None = None,
+) -> Float[Array, "*batch height width"]:
+    """Return logits at the original size: what bilinear to the frame, crop, bilinear to the original gives, in one
+    step.
+
+    Both resizes are linear and separable, so their composition is one small linear map per axis and the frame is never
+    formed (`Sam.postprocess_masks` in `segment_anything/modeling/sam.py`). Threshold after this, at 0.
+
+    Args:
+      logits: low-res logits.
+      input_size: height and width of the resized image, before padding; may be traced.
+      original_size: height and width of the result.
+      image_size: height and width of the padded input frame; 4 times the logits' if not given.
+    """
+    if logits.ndim < 2:
+        raise ValueError(f"logits must be [..., 4h, 4w], got {describe(logits)}.")
+    sizes: Any = {"input_size": input_size, "original_size": original_size, "image_size": image_size}
+    if logits.dtype.itemsize > 4 or _is_traced(logits, *input_size):
+        return resize_on_device(logits, **sizes)
+    flat = logits.reshape(-1, *logits.shape[-2:])
+    return jnp.asarray(resize_by_tiles(flat, **sizes).reshape(*logits.shape[:-2], *original_size))
+
+
 def binary_masks(
     logits: Float[AnyArray, "*batch my mx"],
     *,
@@ -26,7 +58,7 @@ def binary_masks(
     packed: bool = False,
     chunk: int = 4,
 ) -> Bool[Array, "*batch height width"] | UInt8[Array, "*batch height bytes"]:
-    """Return `resize_masks(...) > threshold`, made `chunk` masks at a time.
+    """Return `resize_masks(...) > threshold`, with a few masks as floats at once.
 
     Args:
       logits: low-res logits.
@@ -36,11 +68,42 @@ def binary_masks(
       threshold: a pixel is in the mask where its logit is above.
       packed: pack each row's pixels into bytes, an eighth of the memory; `numpy.unpackbits(..., axis=-1, count=width)`
         unpacks.
-      chunk: masks that exist as floats at once.
+      chunk: masks that exist as floats at once, where a program is compiled for the size.
     """
+    sizes: Any = {"input_size": input_size, "original_size": original_size, "image_size": image_size}
+    number = int(np.prod(logits.shape[:-2]))
+    if _is_traced(logits) or logits.dtype.itemsize > 4 or pays(number, *map(_hashable, sizes.values())):
+        return _masks_on_device(logits, threshold=threshold, packed=packed, chunk=chunk, **sizes)
+    masks = resize_by_tiles(logits.reshape(-1, *logits.shape[-2:]), threshold=threshold, **sizes)
+    masks = np.packbits(masks, axis=-1) if packed else masks
+    return jnp.asarray(masks.reshape(*logits.shape[:-2], *masks.shape[1:]))
+
+
+def _is_traced(*arrays: Any) -> bool:
+    return any(isinstance(x, Tracer) for x in arrays)
+
+
+def _hashable(size: Any) -> tuple[int, ...] | None:
+    return None if size is None else tuple(map(int, size))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("input_size", "original_size", "image_size", "threshold", "packed", "chunk")
+)
+def _masks_on_device(
+    logits: Float[AnyArray, "*batch my mx"],
+    *,
+    input_size: Size,
+    original_size: Size,
+    image_size: Size | None,
+    threshold: float,
+    packed: bool,
+    chunk: int,
+) -> Bool[Array, "*batch height width"] | UInt8[Array, "*batch height bytes"]:
+    """Return `binary_masks` by a program for these sizes, `chunk` masks at a time."""
 
     def full_size(part: Float[AnyArray, "k my mx"]) -> Array:
-        resized = resize_masks(part, input_size=input_size, original_size=original_size, image_size=image_size)
+        resized = resize_on_device(part, input_size=input_size, original_size=original_size, image_size=image_size)
         masks = resized > threshold
         return jnp.packbits(masks, axis=-1) if packed else masks
 

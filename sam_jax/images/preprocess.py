@@ -33,6 +33,8 @@ def prepare(
       rounding where images are made smaller (`CVPR24_LiteMedSAM_infer.py` in `bowang-lab/MedSAM`).
     - `medsam`: stretched to the whole frame by PIL's bicubic resize, then scaled in the same way. MedSAM's own resize
       is scikit-image's; the pixels of two photographs differ by 0.5 to 1.7 of 255 on average (`MedSAM_Inference.py`).
+    - `micro_sam`: each channel's smallest value becomes 0 and its largest 255, then as `sam` (`_to_image` in
+      `micro_sam/util.py`).
 
     Args:
       image: RGB.
@@ -46,6 +48,8 @@ def prepare(
     original_size = image.shape[0], image.shape[1]
     height, width = image_size if preprocessing == "medsam" else input_size_for(original_size, image_size)
     frame = np.zeros((*image_size, 3), np.float32)
+    if preprocessing == "micro_sam":
+        image, preprocessing = _each_from_0_to_255(image), "sam"
     if preprocessing == "lite_medsam":
         resized = _mean_of_area(image, (height, width))
     else:
@@ -59,6 +63,11 @@ def _mean_of_area(image: UInt8[np.ndarray, "height width 3"], size: Size) -> Flo
     """The mean over the area that each pixel of the new size covers, as a whole number."""
     rows, columns = (coverage(new, new, new, original) for new, original in zip(size, image.shape[:2], strict=True))
     return np.floor(np.einsum("ah,hwc,bw->abc", rows, image.astype(np.float32), columns, optimize=True) + 0.5)
+
+
+def _each_from_0_to_255(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    low, high = image.min((0, 1)), image.max((0, 1))
+    return ((image - low) * (255 / np.maximum(high - low, 1, dtype=np.float64))).astype(np.uint8)
 
 
 def _from_0_to_1(pixels: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:

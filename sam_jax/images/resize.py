@@ -5,11 +5,12 @@ The official code is `segment_anything/utils/transforms.py` and `Sam.postprocess
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from sam_jax.errors import describe
@@ -85,12 +86,15 @@ def mask_to_prompt(
       image_size: height and width of the padded input frame; 4 times `mask_size` if not given.
       logit: the logit of a pixel that is all inside.
     """
-    mask = jnp.asarray(mask, jnp.float32)
+    xp = jnp if isinstance(mask, Tracer) else np  # on the host, a new size compiles nothing
+    mask = xp.asarray(mask, np.float32)
     frame = image_size or (4 * mask_size[0], 4 * mask_size[1])
     rows, columns = (
         coverage(low, full, size, original)
         for low, full, size, original in zip(mask_size, frame, input_size, mask.shape[-2:], strict=True)
     )
+    if xp is np:
+        return jnp.asarray(logit * (2 * (rows @ mask @ columns.T) - 1), jnp.float32)
     inside = jnp.einsum("ah,...hw,bw->...ab", rows, mask, columns, precision=jax.lax.Precision.HIGHEST)
     return logit * (2 * inside - 1)
 
@@ -111,25 +115,14 @@ def coverage(low: int, frame: int, size: int, original: int) -> Float[np.ndarray
     return (np.maximum(overlap, 0) / edges[1]).astype(np.float32)
 
 
-def resize_masks(
+def resize_on_device(
     logits: Float[AnyArray, "*batch my mx"],
     *,
     input_size: TracedSize,
     original_size: Size,
     image_size: Size | None = None,
 ) -> Float[Array, "*batch height width"]:
-    """Return logits at the original size: what bilinear to the frame, crop, bilinear to the original gives, in one
-    step.
-
-    Both resizes are linear and separable, so their composition is one small linear map per axis and the frame is never
-    formed (`Sam.postprocess_masks` in `segment_anything/modeling/sam.py`). Threshold after this, at 0.
-
-    Args:
-      logits: low-res logits.
-      input_size: height and width of the resized image, before padding; may be traced.
-      original_size: height and width of the result.
-      image_size: height and width of the padded input frame; 4 times the logits' if not given.
-    """
+    """Do what `sam_jax.resize_masks` does inside a transformation: a program for each original size."""
     if logits.ndim < 2:
         raise ValueError(f"logits must be [..., 4h, 4w], got {describe(logits)}.")
     my, mx = logits.shape[-2:]
@@ -155,7 +148,7 @@ def enlarge(logits: Float[AnyArray, "*batch my mx"], size: tuple[int, ...]) -> F
         return jnp.asarray(logits)
     height, width = size
     frame = height, width
-    return resize_masks(logits, input_size=frame, original_size=frame, image_size=frame)
+    return resize_on_device(logits, input_size=frame, original_size=frame, image_size=frame)
 
 
 def _widened(
@@ -171,40 +164,60 @@ def _widened(
     parts = []
     for i in range(0, width, part):
         first = jnp.minimum(columns[i, 0], low - read)
-        matrix = jax.nn.one_hot(columns[i : i + part] - first, read, dtype=logits.dtype)
-        matrix = (matrix * weights[i : i + part, :, None]).sum(1)
+        matrix = tap_matrix(columns[i : i + part] - first, weights[i : i + part], read)
         seen = jax.lax.dynamic_slice_in_dim(logits, first, read, axis=-1)
         parts.append(jnp.einsum("...yx,wx->...yw", seen, matrix, precision=jax.lax.Precision.HIGHEST))
     # Otherwise XLA would multiply again in each tap.
     return jax.lax.optimization_barrier(jnp.concatenate(parts, -1))
 
 
+def tap_matrix(index: Int[Array, "w 3"], weight: Float[Array, "w 3"], read: int) -> Float[Array, "w read"]:
+    """Return the matrix whose product with `read` low-res pixels takes these taps of them."""
+    return (jax.nn.one_hot(index, read, dtype=weight.dtype) * weight[..., None]).sum(1)
+
+
+class Taps(NamedTuple):
+    """Of one axis: the three low-res pixels that each pixel reads, and their weights."""
+
+    index: Int[AnyArray, "*n 3"]
+    weight: Float[AnyArray, "*n 3"]
+
+
+@functools.lru_cache(64)
+def axis_taps(low: int, frame: int, size: int, original: int) -> Taps:
+    """Return the taps of one axis on the host; the arguments are those of `coverage`."""
+    index, weight = _taps(low, frame, size, original, np)
+    return Taps(index.astype(np.int32), weight.astype(np.float32))
+
+
 def _taps(
-    low: int, frame: int, size: int | Array, original: int
-) -> tuple[Int[Array, "original 3"], Float[Array, "original 3"]]:
+    low: int, frame: int, size: int | Array, original: int, xp: Any = jnp
+) -> tuple[Int[AnyArray, "original 3"], Float[AnyArray, "original 3"]]:
     """For one axis: the three low-res pixels that each original pixel reads, and their weights.
 
     Original pixel -> two frame pixels (within the crop) -> two low-res pixels each, neighbours of each other.
     """
     if low > frame:
         raise ValueError(f"The input frame must be at least as large as the logits, got {frame} for {low}.")
-    near, far, share = _bilinear(jnp.arange(original), original, size)
-    base, _, _ = _bilinear(near, frame, low)
-    weights = jnp.zeros((original, 3))
+    near, far, share = _bilinear(xp.arange(original, dtype=np.int32), original, size, xp)
+    base, _, _ = _bilinear(near, frame, low, xp)
+    weights = xp.zeros((original, 3), np.float32)
+    three = xp.arange(3, dtype=np.int32)[None]
     for pixel, weight in ((near, 1 - share), (far, share)):
-        first, second, part = _bilinear(pixel, frame, low)
+        first, second, part = _bilinear(pixel, frame, low, xp)
         for index, amount in ((first, 1 - part), (second, part)):
-            weights += jnp.where((index - base)[:, None] == jnp.arange(3)[None], (weight * amount)[:, None], 0)
-    return jnp.minimum(base[:, None] + jnp.arange(3)[None], low - 1), weights
+            weights += xp.where((index - base)[:, None] == three, (weight * amount)[:, None], np.float32(0))
+    return xp.minimum(base[:, None] + three, low - 1), weights
 
 
 def _bilinear(
-    pixel: Int[Array, " n"], target: int, source: int | Array
-) -> tuple[Int[Array, " n"], Int[Array, " n"], Float[Array, " n"]]:
+    pixel: Int[AnyArray, " n"], target: int, source: int | Array, xp: Any
+) -> tuple[Int[AnyArray, " n"], Int[AnyArray, " n"], Float[AnyArray, " n"]]:
     """The two source pixels around each target pixel's centre (edges clamped), and the second's share.
 
     The place (pixel + 1/2) source / target - 1/2 is counted in units of 1 / (2 target), so that nothing is rounded.
     """
-    place, unit = jnp.maximum((2 * pixel + 1) * source - target, 0), 2 * target
+    place, unit = xp.maximum((2 * pixel + 1) * source - target, 0), 2 * target
     first = place // unit
-    return first, jnp.minimum(first + 1, source - 1), (place - first * unit) / unit
+    share = (place - first * unit).astype(np.float32) / np.float32(unit)
+    return first, xp.minimum(first + 1, source - 1), share

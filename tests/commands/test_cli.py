@@ -121,6 +121,64 @@ def test_a_number_that_is_too_large_for_the_dtype_is_refused(run, tensors, tmp_p
     assert run("convert", tmp_path / "large.safetensors", "-o", out, "--dtype", "bfloat16")[0] == 0
 
 
+def test_an_encoder_that_is_left_out_is_told(run, source, tmp_path):
+    _, out, _ = run("convert", source, "-o", tmp_path / "a")
+    assert "The image encoder (1 tensors) is left out. To keep it, add --encoder." in out
+
+
+def test_weights_are_written_back_into_the_checkpoint_that_they_came_from(run, source, tensors, tmp_path):
+    """Names, shapes and what else is there are the base's; the decoder is ours, bit for bit."""
+    base, out = tmp_path / "base.safetensors", tmp_path / "out.safetensors"
+    others = {"net.image_encoder.x": np.ones(3, np.float32), "net.pixel_mean": np.zeros((3, 1, 1), np.float32)}
+    safetensors.numpy.save_file({f"net.{name}": x * 0 for name, x in tensors.items()} | others, base)
+    assert run("convert", source, "-o", out, "--base", base)[0] == 0
+    assert bits(read_tensors(out)) == bits({f"net.{name}": x for name, x in tensors.items()} | others)
+    code, _, error = run("convert", source, "-o", tmp_path / "folder", "--base", base)
+    assert (code, "--base is for files that end in" in error) == (1, True)
+    safetensors.numpy.save_file(tensors | {IOU_TOKEN: np.zeros((1, 31), np.float32)}, base)
+    code, _, error = run("convert", source, "-o", out, "--base", base, "--overwrite")
+    assert (code, error.startswith(f"sam-jax: The weights do not fit into {base}.")) == (1, True)
+
+
+def test_one_of_several_decoders_is_chosen_by_its_prefix(run, tensors, tmp_path):
+    both, out = tmp_path / "both.safetensors", tmp_path / "out.safetensors"
+    mean = {f"ema.{name}": x + 1 for name, x in tensors.items()}
+    safetensors.numpy.save_file({f"net.{name}": x for name, x in tensors.items()} | mean, both)
+    for command in (("inspect", both), ("convert", both, "-o", out)):
+        code, _, error = run(*command)
+        assert (code, "below the prefixes 'ema.', 'net.'. Choose one" in error) == (1, True)
+    assert run("inspect", both, "--prefix", "net")[0] == 0
+    assert run("convert", both, "-o", out, "--prefix", "ema")[0] == 0
+    assert bits(read_tensors(out)) == bits({name: x + 1 for name, x in tensors.items()})
+    model, variables = sam_jax.load(both, prefix="net.")
+    np.testing.assert_array_equal(sam_jax.convert.to_torch(model, variables)[IOU_TOKEN], tensors[IOU_TOKEN])
+    run("convert", out, "-o", tmp_path / "folder")
+    with pytest.raises(ValueError, match="A prefix is for PyTorch's files"):
+        sam_jax.load(tmp_path / "folder", prefix="net.")
+
+
+def test_what_files_look_like_this_one_and_which_dtypes_change_is_told(run, tensors, tmp_path):
+    patch = np.zeros((768, 3, 16, 16), np.float32)
+    mixed = {"mask_decoder.output_hypernetworks_mlps.1.layers.0.bias": np.zeros(32, np.float16)}
+    file = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file(tensors | mixed | {"image_encoder.patch_embed.proj.weight": patch}, file)
+    for command in (("inspect", file), ("convert", file, "-o", tmp_path / "folder")):
+        _, out, _ = run(*command)
+        assert "medsam and micro_sam have files like this one: say so by --family" in out
+        assert "1 arrays are made of tensors of several dtypes and get the widest of them, such as" in out
+    _, out, _ = run("inspect", file, "--family", "micro_sam")
+    assert "micro-sam (micro_sam)" in out
+    assert "have files like this one" not in out
+
+
+def test_parameters_can_be_loaded_for_training(run, source, tmp_path):
+    run("convert", source, "-o", tmp_path / "half", "--dtype", "float16")
+    kept, asked = sam_jax.load(tmp_path / "half")[1], sam_jax.load(tmp_path / "half", dtype="float32")[1]
+    for stored, wide in zip(jax.tree.leaves(kept["params"]), jax.tree.leaves(asked["params"]), strict=True):
+        assert (stored.dtype, wide.dtype) == (np.float16, np.float32)
+        np.testing.assert_array_equal(stored, wide)
+
+
 def test_load_reads_what_convert_writes(run, source, tmp_path):
     run("convert", source, "-o", tmp_path / "folder")
     (model, variables), (converted, from_folder) = sam_jax.load(source), sam_jax.load(str(tmp_path / "folder"))

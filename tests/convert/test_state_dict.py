@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from sam_jax.config import TINY, SamConfig
-from sam_jax.convert.state_dict import from_torch, identify, to_torch
+from sam_jax.convert.state_dict import from_torch, identify, mixed_leaves, to_torch
 from sam_jax.convert.tables.families import FAMILIES
 from sam_jax.convert.tables.gaps import Gaps
-from sam_jax.convert.tables.rules import NAMINGS, flax_shapes, slots, torch_shapes
+from sam_jax.convert.tables.rules import DECODER, NAMINGS, flax_shapes, slots, torch_shapes
 from sam_jax.convert.tables.settings import OWN
 from sam_jax.errors import CheckpointError
 
@@ -239,14 +239,68 @@ def test_weights_of_no_float_dtype_are_refused(dtype):
     assert f"1 not float:\n  {name}: {np.dtype(dtype)}" in message
 
 
-def test_parts_of_one_leaf_must_have_one_dtype():
-    tensors = state_dict()
-    tensors["prompt_encoder.point_embeddings.2.weight"] = np.zeros((1, 32), np.float16)
-    tensors["mask_decoder.output_hypernetworks_mlps.1.layers.0.bias"] = np.zeros(32, np.float16)
-    assert error_of(tensors) == (
-        "Tensors of several dtypes cannot be one leaf: params/prompt_encoder/label_embedding, "
-        "params/mask_decoder/hypernetworks/layer_0/bias."
-    )
+def finite() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=x.shape).astype(np.float32) for name, x in state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "widest"),
+    [
+        (np.float16, np.float32, np.float32),
+        (ml_dtypes.bfloat16, np.float16, np.float32),
+        (ml_dtypes.bfloat16, np.float64, np.float64),
+    ],
+)
+def test_a_leaf_has_the_widest_dtype_of_its_tensors(one, other, widest):
+    tensors = {name: tensor.astype(other) for name, tensor in finite().items()}
+    for name in (
+        "prompt_encoder.point_embeddings.2.weight",
+        "mask_decoder.output_hypernetworks_mlps.1.layers.0.bias",
+        "mask_decoder.iou_token.weight",  # a leaf of its own
+    ):
+        tensors[name] = tensors[name].astype(one)
+    leaves = {
+        "params/prompt_encoder/label_embedding": str(np.dtype(widest)),
+        "params/mask_decoder/hypernetworks/layer_0/bias": str(np.dtype(widest)),
+    }
+    assert mixed_leaves(tensors, identify(tensors), DECODER) == leaves
+    back = to_torch(model(TINY), from_torch(tensors).variables)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name].astype(np.float64), tensor.astype(np.float64))
+    assert back["mask_decoder.iou_token.weight"].dtype == one
+    assert back["prompt_encoder.point_embeddings.2.weight"].dtype == widest
+
+
+@pytest.mark.parametrize("prefix", ["net.sam.", "state_dict.net.sam.", "ema.module.", "a.b.c.d.", "teacher.sam_"])
+@pytest.mark.parametrize("names", ["meta", "hf"])
+def test_a_decoder_below_any_one_prefix_is_found(prefix, names):
+    tensors = to_torch(model(TINY), from_torch(finite()).variables, names)
+    below = {_below(prefix, name): tensor for name, tensor in tensors.items()}
+    extra = {"optimizer.state.0.exp_avg": np.zeros(3, np.float32)}
+    found = from_torch(below | extra)
+    assert found.ignored == ("optimizer.state.0.exp_avg",)
+    assert_same_bits(to_torch(model(TINY), found.variables, names), tensors)
+
+
+def _below(prefix, name):
+    if prefix.endswith("sam_"):  # Meta's own prefix of the two parts
+        return prefix + name if name.startswith(("prompt_", "mask_")) else prefix.removesuffix("sam_") + name
+    return prefix + name
+
+
+@pytest.mark.parametrize(("first", "second"), [("net.", "ema.module."), ("", "ema."), ("model.", "model_ema.")])
+def test_of_several_decoders_one_is_chosen_by_its_prefix(first, second):
+    tensors = finite()
+    other = {name: tensor + 1 for name, tensor in tensors.items()}
+    both = {first + name: x for name, x in tensors.items()} | {second + name: x for name, x in other.items()}
+    listed = re.escape(f"below the prefixes {first!r}, {second!r}. Choose one")
+    with pytest.raises(CheckpointError, match=f"holds 2 decoders.*{listed}: --prefix on the command line"):
+        from_torch(both)
+    for prefix, want in ((first, tensors), (second, other), (second.rstrip("."), other)):
+        assert_same_bits(to_torch(model(TINY), from_torch(both, prefix=prefix).variables), want)
+    with pytest.raises(CheckpointError, match=r"No decoder is below the prefix 'no\.'\. Prefixes of decoders: "):
+        from_torch(both, prefix="no")
 
 
 def test_leaves_may_differ_in_dtype():

@@ -14,7 +14,8 @@ from sam_jax.batch.predict import predict_masks
 from sam_jax.config import SamConfig
 from sam_jax.convert.state_dict import from_torch
 from sam_jax.decoder.model import Sam
-from sam_jax.images.resize import input_size_for, resize_masks
+from sam_jax.images.full_size import resize_masks
+from sam_jax.images.resize import input_size_for
 from sam_jax.prompts import Prompts
 
 FOLDER = Path(__file__).parent

@@ -220,6 +220,20 @@ def test_medsam_s_frame_is_filled_by_the_stretched_image():
     np.testing.assert_allclose(frame[32, 32], (image[20, 50] - image.min()) / np.ptp(image), atol=0.2)
 
 
+@pytest.mark.parametrize("size", [(50, 64), (90, 40), (64, 64)])
+def test_micro_sam_s_channels_are_each_from_0_to_255(size):
+    image = scene(*size) // np.array([1, 2, 5], np.uint8) + np.array([0, 9, 100], np.uint8)
+    low, high = image.min((0, 1)).astype(float), image.max((0, 1)).astype(float)
+    by_hand = ((image - low) / (high - low) * 255).astype(np.uint8)
+    frame, input_size = prepare(image, FRAME, "micro_sam")
+    want, size_of_want = prepare(by_hand, FRAME)
+    assert input_size == size_of_want
+    assert (np.abs(frame - want) * np.array(STD)).max() < 1.001  # a number that is nearly whole may be cut either way
+    assert (frame == want).mean() > 0.99
+    constant = np.full((20, 30, 3), 77, np.uint8)
+    np.testing.assert_array_equal(prepare(constant, FRAME, "micro_sam")[0], prepare(constant * 0, FRAME)[0])
+
+
 def test_lite_medsam_s_pixels_are_means_over_what_they_cover():
     image = scene(100, 160)
     frame, size = prepare(image, (40, 64), "lite_medsam")

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sam_jax.images.full_size import resize_masks
 from sam_jax.images.resize import (
     enlarge,
     input_size_for,
     mask_to_prompt,
-    resize_masks,
     to_input_frame,
     to_original_image,
 )

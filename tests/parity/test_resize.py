@@ -10,7 +10,8 @@ import torch
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from sam_jax.images.resize import input_size_for, resize_masks, to_input_frame
+from sam_jax.images.full_size import resize_masks
+from sam_jax.images.resize import input_size_for, to_input_frame
 
 TOLERANCE = 2e-6
 """As a share of the root mean square of the logits in float64."""

@@ -31,6 +31,8 @@ def run(
     out: Path,
     *,
     embeddings: Path | None = None,
+    family: str | None = None,
+    prefix: str | None = None,
     images: int = 500,
     cap: int = 20,
     objects: int = 16,
@@ -41,7 +43,7 @@ def run(
     """Evaluate, print the main numbers, and write the rest; the arguments are those of the command."""
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already. To replace it, add --overwrite.")
-    model, variables = load(checkpoint)
+    model, variables = load(checkpoint, family=family, prefix=prefix)
     source: Source
     if data in SCENES:
         source = DrawnScenes(images, model.config.image_size, SCENES[data], held_out=True)
@@ -53,7 +55,8 @@ def run(
     if embeddings is not None:
         source = Embedded(source, EmbeddingStore.open(embeddings))
     else:
-        source = Encoded(source, functools.partial(encode_image, *load_encoder(checkpoint)))
+        encoder, encoder_variables = load_encoder(checkpoint, family=family, prefix=prefix)
+        source = Encoded(source, functools.partial(encode_image, encoder, encoder_variables))
     number = min(images, len(source))
     examples = track((source[i] for i in range(number)), "Evaluating", number, console=Console(stderr=True))
     report = evaluate(model, variables, examples, cap=cap, objects=objects, size_limits=size_limits or COCO_LIMITS)

@@ -56,7 +56,15 @@ class Result:
     heads: HeadReport | None
 
 
-def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = FinetuneConfig()) -> Result:  # noqa: B008
+def finetune(
+    data: str,
+    checkpoint: str,
+    out: Path,
+    config: FinetuneConfig = FinetuneConfig(),  # noqa: B008
+    *,
+    family: str | None = None,
+    prefix: str | None = None,
+) -> Result:
     """Train a checkpoint's decoder, or more of it, on images with masks. Started again, a run goes on where it was.
 
     It must be told the same then, but for `config.loop`: with more steps it goes on for longer, the learning rate where
@@ -71,6 +79,8 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
       checkpoint: anything with a decoder and an image encoder that `sam_jax.load` takes.
       out: the run's folder.
       config: settings.
+      family: of the checkpoint, as in `load`.
+      prefix: likewise.
 
     Raises:
       ValueError: for bad data, or a folder whose run was told something else.
@@ -78,8 +88,8 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
       TrainingError: if training diverges.
     """
     out, say = Path(out).expanduser().resolve(), Console(stderr=True)
-    model, variables = load(checkpoint)
-    encoder, encoder_variables = load_encoder(checkpoint)
+    model, variables = load(checkpoint, family=family, prefix=prefix)
+    encoder, encoder_variables = load_encoder(checkpoint, family=family, prefix=prefix)
     model, encoder = _computing_in(config.dtype, model), _computing_in(config.dtype, encoder)
     heads = None
     if config.mask_outputs is not None:
@@ -106,9 +116,9 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
         raise ValueError(
             "embeddings must be left out where the encoder trains or scenes are drawn: it sees each image in the step."
         )
-    origin = provenance_of(checkpoint)
+    origin = provenance_of(checkpoint, family, prefix)
     store = None if config.embeddings is None else _opened(config.embeddings, model.config, origin)
-    _claim(out, data, checkpoint, config)
+    _claim(out, {"data": data, "checkpoint": checkpoint, "family": family, "prefix": prefix}, config)
     encode = functools.partial(encode_image, encoder, encoder_variables)
     if not in_step:
         store = store or _store(out / "embeddings", model.config, config.dtype, origin)
@@ -148,13 +158,13 @@ def finetune(data: str, checkpoint: str, out: Path, config: FinetuneConfig = Fin
     return Result(out / MODEL, _size(state.params), _size(state.frozen), heads)
 
 
-def _claim(out: Path, data: str, checkpoint: str, config: FinetuneConfig) -> None:
+def _claim(out: Path, told: dict[str, str | None], config: FinetuneConfig) -> None:
     """Write down what the run is told; of a run that is there, see that it is told the same but for how long."""
-    asked = {"data": data, "checkpoint": checkpoint, "config": json.loads(config.to_json())}
+    asked = told | {"config": json.loads(config.to_json())}
     path = out / SETTINGS
     if path.exists():
         there = json.loads(path.read_text("utf-8"))
-        differing = [name for name in ("data", "checkpoint") if there[name] != asked[name]]
+        differing = [name for name in told if there.get(name) != told[name]]
         known = dataclasses.asdict(FinetuneConfig.from_json(json.dumps(there["config"])))
         differing += [name for name, value in dataclasses.asdict(config).items() if known[name] != value]
         if others := ", ".join(name for name in differing if name != "loop"):

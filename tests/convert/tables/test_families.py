@@ -118,6 +118,7 @@ def test_the_settings_that_differ_from_segment_anything():
     assert {name: settings for name, settings in differing.items() if settings} == {
         "medsam": {"preprocessing": "medsam"},
         "lite_medsam": {"image_size": (256, 256), "preprocessing": "lite_medsam"},
+        "micro_sam": {"preprocessing": "micro_sam"},
         "efficientvit_sam": {"block_norm_eps": 1e-6, "final_norm_eps": 1e-6},
         "sam_med2d": {"image_size": (256, 256), "grid_size": (16, 16)},
         "samed": {"image_size": (512, 512), "grid_size": (32, 32)},

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from sam_jax.decoder.model import MaskPrediction
-from sam_jax.images.resize import resize_masks
+from sam_jax.images.full_size import resize_masks
 from sam_jax.train.config import LossConfig
 from sam_jax.train.evaluation.metrics import mask_iou
 from sam_jax.train.learning.losses import dice_loss, focal_loss, focal_map, iou_weight_at, object_losses, total_loss

@@ -1,0 +1,116 @@
+"""Full-size masks of images of any size by a few programs: tiles of one size, as many as an image needs.
+
+What depends on the image's size, which low-res pixels each pixel reads and their weights, is computed on the host and
+passed in. So an image of a new size compiles nothing. A program of its own is faster by a third and takes a second to
+compile: it pays after about a thousand masks of one size.
+"""
+
+import collections
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from sam_jax.images.resize import Size, Taps, axis_taps, tap_matrix
+from sam_jax.prompts import AnyArray
+
+HEIGHT, WIDTH = 64, 128
+"""Of a tile, in pixels; measured on two cores."""
+
+TOGETHER = 4
+"""Masks that are resized at once."""
+
+PAYS = 1000
+"""From so many masks of one size on, a program for that size pays."""
+
+_asked = collections.Counter[Any]()
+_threads = ThreadPoolExecutor(2, "sam-jax-tiles")
+
+
+def pays(masks: int, *sizes: Any) -> bool:
+    """Return whether so many more masks of these sizes make a program of their own worth its compilation."""
+    _asked[sizes] += masks
+    return _asked[sizes] > PAYS
+
+
+def resize_by_tiles(
+    logits: Float[AnyArray, "n my mx"],
+    *,
+    input_size: Size,
+    original_size: Size,
+    image_size: Size | None = None,
+    threshold: float | None = None,
+) -> Float[np.ndarray, "n height width"] | Bool[np.ndarray, "n height width"]:
+    """Return what `resize_masks` returns, on the host; with a threshold, where it is above that."""
+    my, mx = logits.shape[-2:]
+    frame = image_size or (4 * my, 4 * mx)
+    height, width = original_size
+    side = 1 << max(9, (max(original_size) - 1).bit_length())  # a program is for images of up to this side
+    rows = _in_tiles(axis_taps(my, frame[0], int(input_size[0]), height), HEIGHT, side)
+    columns = _in_tiles(axis_taps(mx, frame[1], int(input_size[1]), width), WIDTH, side)
+    down, across = -(-height // HEIGHT), -(-width // WIDTH)
+    # The low-res columns that a tile reads: few, unless the image is narrow.
+    read = min(mx, 4 * WIDTH * mx // side + 8) if 4 * width >= side else mx
+    masks = np.empty((len(logits), height, width), np.float32 if threshold is None else bool)
+
+    def make(first: int, left: int, count: int) -> None:
+        part = logits[first : first + TOGETHER]
+        of_part = Taps(*(np.roll(x, -left, 0)[: side // WIDTH // 2] for x in columns))
+        tiles = _tiles(part, rows, of_part, down, count, threshold or 0.0, read=read, binary=threshold is not None)
+        shaped = np.asarray(tiles)[: down * count].reshape(count, down, len(part), HEIGHT, WIDTH)
+        for column in range(count):
+            start = (left + column) * WIDTH
+            strip = np.moveaxis(shaped[column], 1, 0).reshape(len(part), down * HEIGHT, WIDTH)
+            masks[first : first + TOGETHER, :, start : start + WIDTH] = strip[:, :height, : width - start]
+
+    groups = [max(0, min(first, len(logits) - TOGETHER)) for first in range(0, len(logits), TOGETHER)]
+    half = -(-across // 2)
+    work = [(first, left, min(half, across - left)) for first in groups for left in range(0, across, half)]
+    list(_threads.map(lambda item: make(*item), work))
+    return masks
+
+
+def _in_tiles(taps: Taps, length: int, side: int) -> Taps:
+    """The taps of one axis, filled up to `side` pixels and grouped by tiles."""
+    more = ((0, side - len(taps.index)), (0, 0))
+    index, weight = np.pad(taps.index, more, mode="edge"), np.pad(taps.weight, more)
+    return Taps(index.reshape(-1, length, 3), weight.reshape(-1, length, 3))
+
+
+@functools.partial(jax.jit, static_argnames=("read", "binary"))
+def _tiles(
+    logits: Float[AnyArray, "k my mx"],
+    rows: Any,
+    columns: Any,
+    down: Int[AnyArray, ""] | int,
+    across: Int[AnyArray, ""] | int,
+    threshold: float | Float[AnyArray, ""],
+    read: int,
+    binary: bool,
+) -> Array:
+    """The first `down` x `across` tiles, one column of them after the other; what is behind them is anything."""
+    most = rows.index.shape[0] * columns.index.shape[0]
+    tiles = jax.lax.empty((most, len(logits), HEIGHT, WIDTH), jnp.bool_ if binary else jnp.float32)
+
+    def column(c: Array, tiles: Array) -> Array:
+        index, weight = columns.index[c], columns.weight[c]
+        first = jnp.minimum(index[0, 0], logits.shape[-1] - read)
+        seen = jax.lax.dynamic_slice_in_dim(logits.astype(jnp.float32), first, read, axis=2)
+        matrix = tap_matrix(index - first, weight, read)
+        wide = jnp.einsum("kyx,wx->kyw", seen, matrix, precision=jax.lax.Precision.HIGHEST)
+        wide = jax.lax.optimization_barrier(wide)  # otherwise XLA would multiply again in each tap
+
+        def tile(r: Array, tiles: Array) -> Array:
+            index, weight = rows.index[r], rows.weight[r][None, ..., None]
+            taps = [weight[:, :, k] * jnp.take(wide, index[:, k], axis=1) for k in range(3)]
+            resized = taps[0] + taps[1] + taps[2]
+            made = (resized > threshold if binary else resized)[None]
+            return jax.lax.dynamic_update_slice(tiles, made, (c * down + r, 0, 0, 0))
+
+        return jax.lax.fori_loop(0, down, tile, tiles)
+
+    return jax.lax.fori_loop(0, across, column, tiles)
