@@ -2,7 +2,8 @@
 
     python benchmarks/full_size.py
 
-makes the three masks of 64 prompt sets at 1,200 x 1,800 and prints JSON. The official way, `Sam.postprocess_masks` and
+makes the three masks of 64 prompt sets at 1,200 x 1,800 and prints JSON; then the same for 50 images, each of a size of
+its own. The official way, `Sam.postprocess_masks` and
 the threshold, takes masks in batches of 8, as its automatic mask generator would not fit in memory otherwise.
 """
 
@@ -16,8 +17,9 @@ import tyro
 from torch.nn.functional import interpolate
 
 from sam_jax import binary_masks
-from sam_jax.commands.bench import in_turns, machine
+from sam_jax.commands.bench import in_turns, machine, seconds_of
 from sam_jax.images.resize import input_size_for
+from sam_jax.images.tiles import PAYS
 
 BATCH = 8
 
@@ -32,22 +34,46 @@ def official(logits: np.ndarray, input_size: tuple[int, int], original_size: tup
     return out
 
 
-def main(masks: int = 192, original_size: tuple[int, int] = (1200, 1800), rounds: int = 5) -> None:
-    """Compare both.
+def new_sizes(original_size: tuple[int, int], number: int) -> list[tuple[int, int]]:
+    """Return sizes that are all different, of about as many pixels."""
+    height, width = original_size
+    heights = np.random.default_rng(0).choice(np.arange(height * 2 // 3, height * 3 // 2), number, replace=False)
+    return [(int(h), round(height * width / int(h))) for h in heights]
+
+
+def main(masks: int = 192, original_size: tuple[int, int] = (1200, 1800), rounds: int = 5, sizes: int = 50) -> None:
+    """Compare both, for one size that comes again and again, and for images of which each has a size of its own.
 
     Args:
-      masks: how many.
+      masks: how many for each image.
       original_size: height and width.
       rounds: turns of both.
+      sizes: images of sizes of their own.
     """
     logits = np.random.default_rng(0).standard_normal((masks, 256, 256), np.float32)
-    sizes = {"input_size": input_size_for(original_size), "original_size": original_size}
+
+    def given(size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+        return {"input_size": input_size_for(size), "original_size": size}
+
     sides: dict[str, Any] = {
-        "ours": lambda: binary_masks(logits, **sizes),
-        "official": lambda: official(logits, **sizes),
+        "ours": lambda: np.asarray(binary_masks(logits, **given(original_size))),
+        "official": lambda: official(logits, **given(original_size)),
     }
-    different = np.asarray(sides["ours"]()) != torch.cat(sides["official"]()).numpy()
+    for _ in range(1 + PAYS // masks):  # until the size has a program of its own
+        ours = sides["ours"]()
+    different = ours != torch.cat(sides["official"]()).numpy()
     turns = in_turns(sides, rounds)
+    for size in new_sizes(original_size, 3):
+        binary_masks(logits, **given(size))
+    each: dict[str, list[float]] = {"ours, one size": [], "ours, new sizes": [], "official, new sizes": []}
+    for size in new_sizes(original_size, sizes + 3)[3:]:
+        ways = (
+            sides["ours"],
+            lambda size=size: np.asarray(binary_masks(logits, **given(size))),
+            lambda size=size: official(logits, **given(size)),
+        )
+        for name, way in zip(each, ways, strict=True):
+            each[name].append(seconds_of(way, 0.0))
     report = {
         "machine": machine() | {"torch": torch.__version__},
         "masks": masks,
@@ -57,6 +83,11 @@ def main(masks: int = 192, original_size: tuple[int, int] = (1200, 1800), rounds
             theirs / ours for ours, theirs in zip(turns["ours"], turns["official"], strict=True)
         ),
         "share of pixels that differ": float(different.mean()),
+        "milliseconds per image": {name: 1000 * statistics.median(seconds) for name, seconds in each.items()},
+        "new sizes take": statistics.median(
+            new / one for one, new in zip(each["ours, one size"], each["ours, new sizes"], strict=True)
+        ),
+        "slowest new size": 1000 * max(each["ours, new sizes"]),
     }
     print(json.dumps(report, indent=2))
 

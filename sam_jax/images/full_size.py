@@ -45,7 +45,7 @@ def resize_masks(
     if logits.dtype.itemsize > 4 or _is_traced(logits, *input_size):
         return resize_on_device(logits, **sizes)
     flat = logits.reshape(-1, *logits.shape[-2:])
-    return jnp.asarray(resize_by_tiles(flat, **sizes).reshape(*logits.shape[:-2], *original_size))
+    return jax.device_put(resize_by_tiles(flat, **sizes).reshape(*logits.shape[:-2], *original_size))
 
 
 def binary_masks(
@@ -76,7 +76,7 @@ def binary_masks(
         return _masks_on_device(logits, threshold=threshold, packed=packed, chunk=chunk, **sizes)
     masks = resize_by_tiles(logits.reshape(-1, *logits.shape[-2:]), threshold=threshold, **sizes)
     masks = np.packbits(masks, axis=-1) if packed else masks
-    return jnp.asarray(masks.reshape(*logits.shape[:-2], *masks.shape[1:]))
+    return jax.device_put(masks.reshape(*logits.shape[:-2], *masks.shape[1:]))
 
 
 def _is_traced(*arrays: Any) -> bool:

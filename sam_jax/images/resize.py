@@ -94,7 +94,7 @@ def mask_to_prompt(
         for low, full, size, original in zip(mask_size, frame, input_size, mask.shape[-2:], strict=True)
     )
     if xp is np:
-        return jnp.asarray(logit * (2 * (rows @ mask @ columns.T) - 1), jnp.float32)
+        return jax.device_put((logit * (2 * (rows @ mask @ columns.T) - 1)).astype(np.float32))
     inside = jnp.einsum("ah,...hw,bw->...ab", rows, mask, columns, precision=jax.lax.Precision.HIGHEST)
     return logit * (2 * inside - 1)
 

@@ -7,6 +7,7 @@ compile: it pays after about a thousand masks of one size.
 
 import collections
 import functools
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +22,7 @@ from sam_jax.prompts import AnyArray
 HEIGHT, WIDTH = 64, 128
 """Of a tile, in pixels; measured on two cores."""
 
-TOGETHER = 4
+TOGETHER = 3
 """Masks that are resized at once."""
 
 PAYS = 1000
@@ -55,23 +56,32 @@ def resize_by_tiles(
     down, across = -(-height // HEIGHT), -(-width // WIDTH)
     # The low-res columns that a tile reads: few, unless the image is narrow.
     read = min(mx, 4 * WIDTH * mx // side + 8) if 4 * width >= side else mx
-    masks = np.empty((len(logits), height, width), np.float32 if threshold is None else bool)
+    half = -(-across // 2)
+    room = 1 << (down * half - 1).bit_length()  # its bytes are touched, so that they are as few as sizes may share
+    program = functools.partial(_tiles, room=room, read=read, binary=threshold is not None)
+    masks = _aligned((len(logits), height, width), np.float32 if threshold is None else np.bool_)
 
     def make(first: int, left: int, count: int) -> None:
         part = logits[first : first + TOGETHER]
         of_part = Taps(*(np.roll(x, -left, 0)[: side // WIDTH // 2] for x in columns))
-        tiles = _tiles(part, rows, of_part, down, count, threshold or 0.0, read=read, binary=threshold is not None)
-        shaped = np.asarray(tiles)[: down * count].reshape(count, down, len(part), HEIGHT, WIDTH)
+        tiles = program(part, rows, of_part, down, count, threshold or 0.0)
+        columns_of_tiles = np.asarray(tiles)[:, : down * count].reshape(len(part), count, down * HEIGHT, WIDTH)
         for column in range(count):
             start = (left + column) * WIDTH
-            strip = np.moveaxis(shaped[column], 1, 0).reshape(len(part), down * HEIGHT, WIDTH)
-            masks[first : first + TOGETHER, :, start : start + WIDTH] = strip[:, :height, : width - start]
+            place = masks[first : first + TOGETHER, :, start : start + WIDTH]
+            place[:] = columns_of_tiles[:, column, :height, : width - start]
 
     groups = [max(0, min(first, len(logits) - TOGETHER)) for first in range(0, len(logits), TOGETHER)]
-    half = -(-across // 2)
     work = [(first, left, min(half, across - left)) for first in groups for left in range(0, across, half)]
     list(_threads.map(lambda item: make(*item), work))
     return masks
+
+
+def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """An array that JAX takes as it is on a CPU: its memory begins at a multiple of 64 bytes."""
+    memory = np.empty(math.prod(shape) * np.dtype(dtype).itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + memory.size - 64].view(dtype).reshape(shape)
 
 
 def _in_tiles(taps: Taps, length: int, side: int) -> Taps:
@@ -81,7 +91,7 @@ def _in_tiles(taps: Taps, length: int, side: int) -> Taps:
     return Taps(index.reshape(-1, length, 3), weight.reshape(-1, length, 3))
 
 
-@functools.partial(jax.jit, static_argnames=("read", "binary"))
+@functools.partial(jax.jit, static_argnames=("room", "read", "binary"))
 def _tiles(
     logits: Float[AnyArray, "k my mx"],
     rows: Any,
@@ -89,12 +99,12 @@ def _tiles(
     down: Int[AnyArray, ""] | int,
     across: Int[AnyArray, ""] | int,
     threshold: float | Float[AnyArray, ""],
+    room: int,
     read: int,
     binary: bool,
 ) -> Array:
-    """The first `down` x `across` tiles, one column of them after the other; what is behind them is anything."""
-    most = rows.index.shape[0] * columns.index.shape[0]
-    tiles = jax.lax.empty((most, len(logits), HEIGHT, WIDTH), jnp.bool_ if binary else jnp.float32)
+    """Room for tiles, of which `down` x `across` are made, column by column; what is behind them is anything."""
+    tiles = jax.lax.empty((len(logits), room, HEIGHT, WIDTH), jnp.bool_ if binary else jnp.float32)
 
     def column(c: Array, tiles: Array) -> Array:
         index, weight = columns.index[c], columns.weight[c]
@@ -108,8 +118,8 @@ def _tiles(
             index, weight = rows.index[r], rows.weight[r][None, ..., None]
             taps = [weight[:, :, k] * jnp.take(wide, index[:, k], axis=1) for k in range(3)]
             resized = taps[0] + taps[1] + taps[2]
-            made = (resized > threshold if binary else resized)[None]
-            return jax.lax.dynamic_update_slice(tiles, made, (c * down + r, 0, 0, 0))
+            made = (resized > threshold if binary else resized)[:, None]
+            return jax.lax.dynamic_update_slice(tiles, made, (0, c * down + r, 0, 0))
 
         return jax.lax.fori_loop(0, down, tile, tiles)
 

@@ -73,6 +73,5 @@ def test_fifty_sizes_compile_a_handful_of_programs() -> None:
             assert sam_jax.mask_to_prompt(out.masks[1], input_size=sizes["input_size"], mask_size=(32, 32)).ndim == 2
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
-    import collections; print(collections.Counter(compiled))
-    assert len(compiled) <= 40, compiled  # all small operations included
+    assert len(compiled) <= 25, compiled  # all small operations included
     assert len([name for name in compiled if "tiles" in name]) <= 8
