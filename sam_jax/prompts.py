@@ -131,7 +131,7 @@ def depth_of(value: Any) -> int:
 
 def _warn_of_boxes(given: dict[str, Any], images: bool) -> None:
     """Tell of boxes alone, several of them in a single prompt set: most callers mean one image."""
-    boxes = given.get("boxes")
+    boxes: Any = given.get("boxes")
     if images or len(given) > 1 or not _is_array(boxes) or boxes.ndim != 3 or len(boxes) > 1 or boxes.shape[1] < 2:
         return
     warnings.warn(

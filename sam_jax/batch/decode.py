@@ -104,7 +104,7 @@ def decode_batch(
         image, prompts = inputs
         if path == "low_rank":
             state = image if prepared else prepare_image(model, variables, image)
-            decode = functools.partial(decode_low_rank, model, variables, state)
+            decode: Any = functools.partial(decode_low_rank, model, variables, state)
         elif path == "absorbed":
             decode = functools.partial(decode_absorbed, model, variables, jnp.asarray(embeddings_of(image)))
         else:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -335,12 +336,15 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main() -> None:
     """Run the command line; an error is a sentence on stderr and exit code 1."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"sam-jax {version('sam-jax')}")
+        return
     _keep_programs()
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="sam-jax",
-            description="Segment Anything's promptable decoder in JAX.",
+            description="Segment Anything's promptable decoder in JAX. sam-jax --version prints the version.",
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except (ValueError, OSError, ModuleNotFoundError) as error:

@@ -141,7 +141,9 @@ def _written_into(base: str, found: Contents) -> dict[str, Any]:
     """
     checkpoint = open_checkpoint(locate(base))
     tensors = {name: tensor.read() for name, tensor in checkpoint.tensors.items()}
-    parts = [(identify(checkpoint.tensors, settings=checkpoint.settings), to_torch, found.model, found.variables)]
+    parts: list[Any] = [
+        (identify(checkpoint.tensors, settings=checkpoint.settings), to_torch, found.model, found.variables)
+    ]
     if found.encoder and found.encoder_variables:
         of_base = identify_encoder(checkpoint.tensors, settings=checkpoint.settings)
         parts.append((of_base, encoder_to_torch, found.encoder, found.encoder_variables))

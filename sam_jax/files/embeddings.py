@@ -239,7 +239,7 @@ class EmbeddingStore:
 def digest_of(pixels: UInt8[np.ndarray, "height width 3"]) -> str:
     """Return the SHA-256 of an image's size and pixels."""
     digest = hashlib.sha256(str(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).tobytes())
     return digest.hexdigest()
 
 

@@ -158,7 +158,8 @@ def predict_batch(
 
 def _full_size(config: SamConfig, image: EncodedImage, out: MaskPrediction, multimask: bool) -> Prediction:
     logits, scores = select_masks(out, multimask)
-    sizes = {"input_size": image.input_size, "original_size": image.original_size, "image_size": config.image_size}
+    sizes: Any = {"input_size": image.input_size, "original_size": image.original_size}
+    sizes |= {"image_size": config.image_size}
     return Prediction(
         np.asarray(binary_masks(logits, **sizes)), np.asarray(scores, np.float32), np.asarray(logits, np.float32)
     )

@@ -152,7 +152,7 @@ def enlarge(logits: Float[AnyArray, "*batch my mx"], size: tuple[int, ...]) -> F
 
 
 def _widened(
-    logits: Float[AnyArray, "*batch my mx"], columns: Int[Array, "w 3"], weights: Float[Array, "w 3"]
+    logits: Float[AnyArray, "*batch my mx"], columns: Int[AnyArray, "w 3"], weights: Float[AnyArray, "w 3"]
 ) -> Float[Array, "*batch my w"]:
     """Resize each row: products with the matrix of the taps, a part of the columns at a time.
 
@@ -171,7 +171,7 @@ def _widened(
     return jax.lax.optimization_barrier(jnp.concatenate(parts, -1))
 
 
-def tap_matrix(index: Int[Array, "w 3"], weight: Float[Array, "w 3"], read: int) -> Float[Array, "w read"]:
+def tap_matrix(index: Int[AnyArray, "w 3"], weight: Float[AnyArray, "w 3"], read: int) -> Float[Array, "w read"]:
     """Return the matrix whose product with `read` low-res pixels takes these taps of them."""
     return (jax.nn.one_hot(index, read, dtype=weight.dtype) * weight[..., None]).sum(1)
 
@@ -179,7 +179,7 @@ def tap_matrix(index: Int[Array, "w 3"], weight: Float[Array, "w 3"], read: int)
 class Taps(NamedTuple):
     """Of one axis: the three low-res pixels that each pixel reads, and their weights."""
 
-    index: Int[AnyArray, "*n 3"]
+    pixel: Int[AnyArray, "*n 3"]
     weight: Float[AnyArray, "*n 3"]
 
 

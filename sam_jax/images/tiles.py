@@ -86,8 +86,8 @@ def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
 
 def _in_tiles(taps: Taps, length: int, side: int) -> Taps:
     """The taps of one axis, filled up to `side` pixels and grouped by tiles."""
-    more = ((0, side - len(taps.index)), (0, 0))
-    index, weight = np.pad(taps.index, more, mode="edge"), np.pad(taps.weight, more)
+    more = ((0, side - len(taps.pixel)), (0, 0))
+    index, weight = np.pad(taps.pixel, more, mode="edge"), np.pad(taps.weight, more)
     return Taps(index.reshape(-1, length, 3), weight.reshape(-1, length, 3))
 
 
@@ -107,7 +107,7 @@ def _tiles(
     tiles = jax.lax.empty((len(logits), room, HEIGHT, WIDTH), jnp.bool_ if binary else jnp.float32)
 
     def column(c: Array, tiles: Array) -> Array:
-        index, weight = columns.index[c], columns.weight[c]
+        index, weight = columns.pixel[c], columns.weight[c]
         first = jnp.minimum(index[0, 0], logits.shape[-1] - read)
         seen = jax.lax.dynamic_slice_in_dim(logits.astype(jnp.float32), first, read, axis=2)
         matrix = tap_matrix(index - first, weight, read)
@@ -115,7 +115,7 @@ def _tiles(
         wide = jax.lax.optimization_barrier(wide)  # otherwise XLA would multiply again in each tap
 
         def tile(r: Array, tiles: Array) -> Array:
-            index, weight = rows.index[r], rows.weight[r][None, ..., None]
+            index, weight = rows.pixel[r], rows.weight[r][None, ..., None]
             taps = [weight[:, :, k] * jnp.take(wide, index[:, k], axis=1) for k in range(3)]
             resized = taps[0] + taps[1] + taps[2]
             made = (resized > threshold if binary else resized)[:, None]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -60,6 +61,11 @@ def run(monkeypatch, capsys):
 
 def bits(tensors: dict[str, np.ndarray]) -> dict[str, tuple[str, bytes]]:
     return {name: (str(array.dtype), array.tobytes()) for name, array in tensors.items()}
+
+
+def test_the_version_is_printed(run):
+    code, out, _ = run("--version")
+    assert (code, out) == (0, f"sam-jax {importlib.metadata.version('sam-jax')}\n")
 
 
 def test_there_and_back_is_bit_for_bit(run, source, tensors, tmp_path):

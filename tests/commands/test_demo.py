@@ -1,6 +1,29 @@
-from sam_jax.commands.demo import SEED, SIZE, prompts_for
+import io
+import re
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+
+from sam_jax.commands.demo import SEED, SIZE, SMALL, prompts_for, run
 from sam_jax.train.data.scenes import HELD_OUT_SEEDS, draw_scene
 from sam_jax.train.evaluation.metrics import mask_iou
+
+
+def test_the_small_sam_is_where_the_demo_looks() -> None:
+    assert SMALL.is_file()
+    assert SMALL.with_suffix(".json").is_file()
+
+
+def test_the_demo_is_clearly_right_and_says_what_to_try(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = io.StringIO()
+    run(Path("sam_jax_demo"), Console(file=said, width=160))
+    rows = re.findall(r"│ (one click|two clicks|a box|a click and a rough mask) +│ (0\.\d+)", said.getvalue())
+    assert len(rows) == 4
+    assert all(float(iou) > 0.85 for _, iou in rows)
+    assert len(re.findall(r"^  sam-jax (\w+) ", said.getvalue(), re.M)) == 3
+    assert Image.open("sam_jax_demo/demo.png").size == SIZE[::-1]
 
 
 def test_every_prompt_asks_for_its_object() -> None:

@@ -166,7 +166,7 @@ def _are_turned(images: Sequence[tuple[Entry, Path]]) -> bool:
 
 def _told_size(image: Entry) -> Size | None:
     """Height and width as the JSON has them: numbers, or numbers as texts; None where one is missing."""
-    sides = [image.get("height"), image.get("width")]
+    sides: list[Any] = [image.get("height"), image.get("width")]
     try:
         height, width = (int(float(side)) for side in sides)
     except (TypeError, ValueError, OverflowError):

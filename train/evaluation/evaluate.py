@@ -8,6 +8,7 @@ offers: masks 1, 2, 3 after a single prompt, mask 0 after more.
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ class _Group:
     embedding: Float[Array, "h w c"]
     targets: Bool[np.ndarray, "o height width"]
     number: int  # of objects that are not empty
-    sizes: dict[str, Size]  # as functions of masks take them
+    sizes: dict[str, Any]  # as functions of masks take them
     first: bool  # of its image
 
     def to_frame(self, coordinates: Float[np.ndarray, "*n xy"]) -> Float[np.ndarray, "*n xy"]:
