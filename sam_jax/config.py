@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from sam_jax.errors import describe
@@ -103,13 +104,15 @@ class SamConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SamConfig":
         """Build from a mapping of field names to values, as `from_json` does."""
-        fields = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - fields)
-        if unknown:
-            raise ValueError(
-                f"Unknown settings for SamConfig: {', '.join(unknown)}. Known: {', '.join(sorted(fields))}."
-            )
+        check_known(cls, values)
         return cls(**values)
+
+
+def check_known(config_class: Any, values: Iterable[str]) -> None:
+    """Raise a ValueError where a name is no setting of a class of settings."""
+    known = {field.name for field in dataclasses.fields(config_class)}
+    if unknown := ", ".join(sorted(set(values) - known)):
+        raise ValueError(f"Unknown settings for {config_class.__name__}: {unknown}. Known: {', '.join(sorted(known))}.")
 
 
 def check_positive(config: Any, name: str) -> None:

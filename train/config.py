@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from sam_jax.config import check_known
 from sam_jax.errors import describe
 
 Preset = Literal["heads", "decoder", "decoder_and_prompt_encoder", "everything", "lora"]
@@ -193,12 +194,8 @@ def _build(cls: Any, values: Any) -> Any:
     """Make a dataclass of a JSON object, and the dataclasses among its fields of theirs."""
     if not isinstance(values, dict):
         raise ValueError(f"{cls.__name__} must be a JSON object, got {describe(values)}.")
+    check_known(cls, values)
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise ValueError(
-            f"Unknown settings for {cls.__name__}: {', '.join(unknown)}. Known: {', '.join(sorted(fields))}."
-        )
     return cls(**{name: _value(fields[name].default, value) for name, value in values.items()})
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal, get_args
 
-from sam_jax.config import DTYPES, DType, check_positive
+from sam_jax.config import DTYPES, DType, check_known, check_positive
 from sam_jax.errors import describe
 
 Preprocessing = Literal["sam", "medsam", "lite_medsam", "micro_sam"]
@@ -196,9 +196,7 @@ def make_config(kind: str, **values: Any) -> EncoderConfig:
     if kind not in KINDS:
         raise ValueError(f"The kind of an encoder must be one of {', '.join(KINDS)}, got {describe(kind)}.")
     config_class = KINDS[kind]
-    known = {field.name for field in dataclasses.fields(config_class)}
-    if unknown := ", ".join(sorted(set(values) - known)):
-        raise ValueError(f"Unknown settings for {config_class.__name__}: {unknown}. Known: {', '.join(sorted(known))}.")
+    check_known(config_class, values)
     for count in (values.get("depth"), *values.get("depths", ())):
         if isinstance(count, int) and count > _MOST_BLOCKS:
             raise ValueError(f"{count} blocks are asked for; at most {_MOST_BLOCKS} are supported.")

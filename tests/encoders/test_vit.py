@@ -59,7 +59,7 @@ def encode(encoder, variables, image, method=None):
         ({"image_size": (128, 100)}, "two multiples of patch_size = 16"),
         ({"image_size": (128,)}, "two multiples of patch_size = 16"),
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, float64, got 'float16'"),
-        ({"preprocessing": "clip"}, "preprocessing must be one of sam, medsam, lite_medsam, got 'clip'"),
+        ({"preprocessing": "clip"}, "preprocessing must be one of sam, medsam, lite_medsam, micro_sam, got 'clip'"),
     ],
 )
 def test_config_says_what_is_wrong(change, message):
