@@ -23,7 +23,8 @@ def test_the_demo_is_clearly_right_and_says_what_to_try(tmp_path, monkeypatch) -
     assert len(rows) == 4
     assert all(float(iou) > 0.85 for _, iou in rows)
     assert len(re.findall(r"^  sam-jax (\w+) ", said.getvalue(), re.M)) == 3
-    assert Image.open("sam_jax_demo/demo.png").size == SIZE[::-1]
+    with Image.open("sam_jax_demo/demo.png") as picture:
+        assert picture.size == SIZE[::-1]
 
 
 def test_every_prompt_asks_for_its_object() -> None:

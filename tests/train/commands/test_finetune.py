@@ -142,7 +142,8 @@ def test_a_short_run_makes_masks_of_other_images_better(folder: Path, plain: Non
 
 def test_a_folder_is_of_one_run(folder: Path) -> None:
     data, base = str(folder / "data" / "coco.json"), str(folder / "base")
-    finetune_module._claim(folder / "claimed", data, base, CONFIG)
+    told = {"data": data, "checkpoint": base, "family": None, "prefix": None}
+    finetune_module._claim(folder / "claimed", told, CONFIG)
     other = dataclasses.replace(CONFIG, train="heads", objects=2)
     with pytest.raises(ValueError, match="has a run with another train, objects"):
         finetune(data, base, folder / "claimed", other)
