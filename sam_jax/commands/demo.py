@@ -30,7 +30,7 @@ SIZE = (512, 512)
 NEXT = (
     "sam-jax convert sam_vit_b -o sam_vit_b --encoder           # download the published ViT-B, and convert it",
     "sam-jax predict PHOTO.jpg --checkpoint sam_vit_b --point 500,375 -o overlay.png",
-    "sam-jax finetune scenes --checkpoint sam_jax_demo/small -o run --loop.steps 50",
+    "sam-jax finetune scenes --checkpoint {small} -o run --loop.steps 50",
 )
 """What to try after the demo."""
 
@@ -95,7 +95,7 @@ def run(folder: Path, console: Console) -> Path:
     console.print(table)
     console.print(f"picture    {folder / 'demo.png'}\n\nTry next:")
     for command in NEXT:
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
+        console.print(f"  {command.format(small=converted)}", highlight=False, soft_wrap=True)
     return folder / "demo.png"
 
 
