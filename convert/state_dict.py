@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -53,6 +53,7 @@ class Conversion(Generic[Config]):
       family: where the settings that weights do not tell are from.
       naming: whose names the tensors had.
       ignored: names in the file of all other tensors.
+      widened: what `mixed_leaves` returned.
     """
 
     config: Config
@@ -60,6 +61,7 @@ class Conversion(Generic[Config]):
     family: Family
     naming: Naming
     ignored: tuple[str, ...]
+    widened: Mapping[str, str]
 
 
 def identify(
@@ -161,7 +163,8 @@ def read_variables(tensors: Mapping[str, Any], found: Identification[Config], ta
     """Read the tensors of an identified network into its Flax tree. A leaf gets the widest dtype of its tensors."""
     places = slots(found.config, found.naming, table)
     leaves = _leaves({slot.name: _read(tensors[found.sources[slot.name]]) for slot in places}, places)
-    return Conversion(found.config, _nest(leaves), found.family, found.naming, found.ignored)
+    widened = mixed_leaves(tensors, found, table)
+    return Conversion(found.config, _nest(leaves), found.family, found.naming, found.ignored, widened)
 
 
 def mixed_leaves(tensors: Mapping[str, Described], found: Identification[Config], table: Table) -> dict[str, str]:
@@ -172,20 +175,21 @@ def mixed_leaves(tensors: Mapping[str, Described], found: Identification[Config]
     return {path: str(_widest(several)) for path, several in dtypes.items() if len({*several}) > 1}
 
 
-def notes_on(family: Family, mixed: Mapping[str, str], asked: str | None) -> Iterator[str]:
+def notes_on(family: Family, widened: Mapping[str, str], asked: str | None) -> Iterator[str]:
     """What a user should know of a checkpoint: who else's files look the same, and which dtypes change.
 
     Args:
       family: that it is taken for.
-      mixed: what `mixed_leaves` returned.
+      widened: what `mixed_leaves` returned.
       asked: the family that was asked for.
     """
     if asked is None and family.lookalikes:
         yield f"{' and '.join(family.lookalikes)} have files like this one: say so by --family, or family= in Python."
-    if mixed:
+    if widened:
+        path, dtype = next(iter(widened.items()))
         yield (
-            f"{len(mixed)} arrays are made of tensors of several dtypes and get the widest of them, such as "
-            f"{next(iter(mixed))} ({next(iter(mixed.values()))})."
+            f"{len(widened)} arrays are made of tensors of several dtypes and get the widest of them, such as "
+            f"{path} ({dtype})."
         )
 
 
@@ -225,18 +229,20 @@ def _leaves(read: Mapping[str, np.ndarray], places: Iterable[Slot]) -> dict[str,
     for slot in places:
         parts[slot.path].append(slot.leaf.to_flax(read[slot.name]))
         stacked |= {slot.path} if slot.position is not None else set()
-    return {
-        path: np.stack([x.astype(_widest(x.dtype for x in arrays)) for x in arrays]) if path in stacked else arrays[0]
-        for path, arrays in parts.items()
-    }
+    return {path: _stacked(arrays) if path in stacked else arrays[0] for path, arrays in parts.items()}
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    dtype = _widest(array.dtype for array in arrays)
+    return np.stack([array.astype(dtype, copy=False) for array in arrays])
 
 
 def _widest(dtypes: Iterable[np.dtype]) -> np.dtype:
     """The dtype that holds all numbers of several float dtypes."""
     several = {*dtypes}
-    return (
-        several.pop() if len(several) == 1 else max((np.dtype(np.float32), *several), key=lambda dtype: dtype.itemsize)
-    )
+    if len(several) > 1:  # float16 and bfloat16 have only wider ones in common
+        several.add(np.dtype(np.float32))
+    return max(several, key=lambda dtype: dtype.itemsize)
 
 
 def _part(leaf: np.ndarray, slot: Slot) -> np.ndarray:

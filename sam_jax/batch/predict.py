@@ -70,9 +70,9 @@ def predict_masks(
         images = embeddings_of(embeddings).ndim == 4
         run, sizes = functools.partial(decode_on, mesh), fit_sizes(sizes, mesh, images=images)
     if not all(is_readable(x) for x in jax.tree.leaves((variables, embeddings, prompts))):
-        return run(model, variables, embeddings, prompts, chunk, path, best)
+        return run(model, variables, embeddings, prompts, chunk=chunk, path=path, best=best)
     padded, wide = pad_inputs(embeddings, prompts, sizes)
-    out = run(model, variables, padded, wide, chunk, path, best)
+    out = run(model, variables, padded, wide, chunk=chunk, path=path, best=best)
     if wide.valid.shape == prompts.valid.shape:
         return out
     return jax.tree.map(lambda x: x[tuple(slice(n) for n in prompts.valid.shape)], out)

@@ -95,11 +95,9 @@ def decode_on(
     variables: Variables,
     embeddings: Images,
     prompts: Prompts,
-    chunk: int,
-    path: Path,
-    best: bool,
+    **how: Any,
 ) -> MaskPrediction:
-    """Decode as `decode_batch`, split over the mesh: `chunk` is what each device decodes at once.
+    """Decode as `decode_batch`, in whose words `how` is, split over the mesh: `chunk` is that of each device.
 
     Raises:
       ValueError: if the mesh does not divide the images and prompt sets evenly, or is another kind of mesh.
@@ -111,7 +109,7 @@ def decode_on(
             f"{list(batch)}, the mesh's {list(divisors)}. sam_jax.shard_inputs pads them."
         )
     embeddings, prompts = _place_inputs(embeddings, prompts, mesh)
-    return split_decode(model, replicate(variables, mesh), embeddings, prompts, chunk, path, mesh, best)
+    return split_decode(model, replicate(variables, mesh), embeddings, prompts, mesh=mesh, **how)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk", "path", "best", "mesh"))

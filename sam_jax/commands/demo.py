@@ -1,7 +1,6 @@
 """A first look without any download: a small SAM finds objects in a drawn scene that it has not seen."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ from sam_jax.files import conversion
 from sam_jax.images.draw import COLOURS, draw_score, draw_tokens, line_width, overlay
 from sam_jax.predictor import Predictor
 from sam_jax.prompts import Prompts
-from sam_jax.train.commands import small
 from sam_jax.train.data.scenes import Scene, draw_scene
 from sam_jax.train.evaluation.metrics import mask_iou
 from sam_jax.train.user.clicks import box_around, next_click
@@ -57,18 +55,10 @@ def run(folder: Path, console: Console) -> Path:
       console: where to say what happens.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if SMALL.is_file():
-        source = SMALL
-        console.print(about_small())
-    else:
-        source = folder / "small.safetensors"
-        write_random(source)
-        console.print(
-            "[bold yellow]The weights are random[/]: the masks mean nothing. This shows the steps, not a result."
-        )
+    console.print(about_small())
     converted = folder / "small"
-    conversion.run(str(source), converted, encoder=True, overwrite=True)
-    console.print(f"converted  {source} (official layout and names) to {converted}")
+    conversion.run(str(SMALL), converted, encoder=True, overwrite=True)
+    console.print(f"converted  {SMALL} (official layout and names) to {converted}")
 
     predictor, scene = Predictor.load(converted), draw_scene(SEED, SIZE)
     predictor.set_image(scene.image)
@@ -97,13 +87,6 @@ def run(folder: Path, console: Console) -> Path:
     for command in NEXT:
         console.print(f"  {command.format(small=converted)}", highlight=False, soft_wrap=True)
     return folder / "demo.png"
-
-
-def write_random(path: Path) -> None:
-    """Write a small SAM with random weights, in the official layout and names."""
-    with tempfile.TemporaryDirectory() as folder:
-        small.start(Path(folder) / "start")
-        conversion.run(str(Path(folder) / "start"), path, encoder=True, overwrite=True)
 
 
 def about_small() -> str:

@@ -19,9 +19,9 @@ from sam_jax.convert import (
 )
 from sam_jax.convert.download import locate
 from sam_jax.convert.encoders import IMAGE_ENCODER
-from sam_jax.convert.state_dict import mixed_leaves, notes_on
+from sam_jax.convert.state_dict import notes_on
 from sam_jax.convert.tables.gaps import compare
-from sam_jax.convert.tables.rules import DECODER, Naming
+from sam_jax.convert.tables.rules import Naming
 from sam_jax.convert.writer import SUFFIXES, write_tensors
 from sam_jax.errors import CheckpointError
 from sam_jax.files.manifest import Manifest, Provenance, is_saved, sha256
@@ -68,6 +68,8 @@ def run(
         raise ValueError(f"--naming is for files that end in {', '.join(SUFFIXES)}: {out} becomes a folder.")
     if base is not None and not to_file:
         raise ValueError(f"--base is for files that end in {', '.join(SUFFIXES)}: {out} becomes a folder.")
+    if base is not None and naming != "meta":
+        raise ValueError("--naming and --base do not go together: the file gets the names of its base.")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already. To replace it, add --overwrite.")
     path = locate(source)
@@ -104,10 +106,10 @@ def _restored(folder: Path, family: str | None, encoder: bool) -> Contents:
 def _converted(path: Path, family: str | None, prefix: str | None, encoder: bool) -> Contents:
     checkpoint = open_checkpoint(path)
     digest = _in_background(sha256, *checkpoint.files)
-    tensors = checkpoint.tensors
-    arguments: Any = {"tensors": tensors, "family": family, "prefix": prefix, "settings": checkpoint.settings}
+    arguments: Any = {"tensors": checkpoint.tensors, "settings": checkpoint.settings}
+    arguments |= {"family": family, "prefix": prefix}
     decoder, kept = from_torch(**arguments), encoder_from_torch(**arguments) if encoder else None
-    notes = [*notes_on(decoder.family, mixed_leaves(tensors, identify(**arguments), DECODER), family)]
+    notes = [*notes_on(decoder.family, decoder.widened, family)]
     dropped = sum(IMAGE_ENCODER.search(name) is not None for name in decoder.ignored)
     if dropped and not encoder:
         notes.append(f"The image encoder ({dropped} tensors) is left out. To keep it, add --encoder.")

@@ -1,7 +1,7 @@
 """Masks at the original size: as logits, as booleans, packed, or as run lengths.
 
-Inside of a transformation, and for many masks of one size, a program is compiled for the size. Otherwise tiles are
-made, and a new size compiles nothing (`sam_jax.images.tiles`). The masks are the same.
+Inside of a transformation, across processes, and for many masks of one size, a program is compiled for the size.
+Otherwise tiles are made, and a new size compiles nothing (`sam_jax.images.tiles`). The masks are the same.
 """
 
 import functools
@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, UInt8
 
+from sam_jax.batch.decode import is_readable
 from sam_jax.errors import describe
 from sam_jax.images.resize import Size, TracedSize, resize_on_device
 from sam_jax.images.tiles import pays, resize_by_tiles
@@ -42,7 +42,7 @@ def resize_masks(
     if logits.ndim < 2:
         raise ValueError(f"logits must be [..., 4h, 4w], got {describe(logits)}.")
     sizes: Any = {"input_size": input_size, "original_size": original_size, "image_size": image_size}
-    if logits.dtype.itemsize > 4 or _is_traced(logits, *input_size):
+    if logits.dtype.itemsize > 4 or not all(map(is_readable, (logits, *input_size))):
         return resize_on_device(logits, **sizes)
     flat = logits.reshape(-1, *logits.shape[-2:])
     return jax.device_put(resize_by_tiles(flat, **sizes).reshape(*logits.shape[:-2], *original_size))
@@ -72,15 +72,11 @@ def binary_masks(
     """
     sizes: Any = {"input_size": input_size, "original_size": original_size, "image_size": image_size}
     number = int(np.prod(logits.shape[:-2]))
-    if _is_traced(logits) or logits.dtype.itemsize > 4 or pays(number, *map(_hashable, sizes.values())):
+    if not is_readable(logits) or logits.dtype.itemsize > 4 or pays(number, *map(_hashable, sizes.values())):
         return _masks_on_device(logits, threshold=threshold, packed=packed, chunk=chunk, **sizes)
     masks = resize_by_tiles(logits.reshape(-1, *logits.shape[-2:]), threshold=threshold, **sizes)
     masks = np.packbits(masks, axis=-1) if packed else masks
     return jax.device_put(masks.reshape(*logits.shape[:-2], *masks.shape[1:]))
-
-
-def _is_traced(*arrays: Any) -> bool:
-    return any(isinstance(x, Tracer) for x in arrays)
 
 
 def _hashable(size: Any) -> tuple[int, ...] | None:

@@ -158,11 +158,10 @@ def predict_batch(
 
 def _full_size(config: SamConfig, image: EncodedImage, out: MaskPrediction, multimask: bool) -> Prediction:
     logits, scores = select_masks(out, multimask)
-    sizes: Any = {"input_size": image.input_size, "original_size": image.original_size}
-    sizes |= {"image_size": config.image_size}
-    return Prediction(
-        np.asarray(binary_masks(logits, **sizes)), np.asarray(scores, np.float32), np.asarray(logits, np.float32)
+    masks = binary_masks(
+        logits, input_size=image.input_size, original_size=image.original_size, image_size=config.image_size
     )
+    return Prediction(np.asarray(masks), np.asarray(scores, np.float32), np.asarray(logits, np.float32))
 
 
 _RANKS = {"points": 2, "labels": 1, "boxes": 1, "mask": 2}

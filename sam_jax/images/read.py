@@ -1,9 +1,11 @@
 """From a file, or what another library holds, to RGB pixels from 0 to 255."""
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
@@ -32,11 +34,8 @@ def read_image(path: str | Path, *, turned: bool = True) -> UInt8[np.ndarray, "h
     Raises:
       ValueError: naming the file, if it is missing, damaged, too large for PIL, or a TIFF file of several pages.
     """
-    try:
-        pixels = _read(path, turned)
-        return stretched(pixels) if pixels.dtype != np.uint8 else pixels
-    except Exception as error:  # decoders end in any kind of error for a damaged file
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    with _named(path):
+        return to_8_bits(_read(path, turned))
 
 
 def read_values(path: str | Path) -> Shaped[np.ndarray, "height width 3"]:
@@ -45,10 +44,8 @@ def read_values(path: str | Path) -> Shaped[np.ndarray, "height width 3"]:
     Raises:
       ValueError: as `read_image`.
     """
-    try:
+    with _named(path):
         return _read(path, turned=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
 def rgb_pixels(image: Any) -> np.ndarray:
@@ -62,8 +59,7 @@ def rgb_pixels(image: Any) -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        pixels = _rgb(image, _is_wide(image))
-        return stretched(pixels) if pixels.dtype != np.uint8 else pixels
+        return to_8_bits(_rgb(image, _is_wide(image)))
     try:
         return np.asarray(image)
     except Exception as error:  # whatever another library's array raises
@@ -72,47 +68,68 @@ def rgb_pixels(image: Any) -> np.ndarray:
         ) from error
 
 
-def stored_size(path: Path) -> tuple[Size, bool]:
-    """Return height and width of an image file as it is stored, and whether its orientation swaps them.
+class Header(NamedTuple):
+    """What an image file says of itself before its pixels.
 
-    The header alone is read.
+    Attributes:
+      size: height and width as they are stored.
+      swaps: whether the EXIF orientation makes the one the other.
+      wide: whether pixels have more than 8 bits, so that `read_image` stretches them.
+    """
+
+    size: Size
+    swaps: bool
+    wide: bool
+
+    @property
+    def turned_size(self) -> Size:
+        """Height and width of the image as `read_image` turns it."""
+        height, width = self.size
+        return (width, height) if self.swaps else (height, width)
+
+
+def read_header(path: Path) -> Header:
+    """Read an image file's header alone.
 
     Raises:
-      ValueError: for a file that is no image.
+      ValueError: naming the file, if it is no image.
     """
-    try:
+    with _named(path):
         if path.suffix.lower() in TIFF:
             with tifffile.TiffFile(path) as file:
                 page = file.pages.first
                 if page.dtype not in (np.uint8, np.bool_):
-                    return (page.imagelength, page.imagewidth), False
+                    return Header((page.imagelength, page.imagewidth), swaps=False, wide=True)
         with Image.open(path) as image:
-            return (image.height, image.width), image.getexif().get(ORIENTATION, 1) >= 5
-    except Exception as error:  # decoders end in any kind of error for a damaged file
-        raise ValueError(f"{path} cannot be read as an image: {error}") from None
+            swaps = image.getexif().get(ORIENTATION, 1) >= 5
+            return Header((image.height, image.width), swaps, _is_wide(image))
 
 
-def is_wide(path: Path) -> bool:
-    """Return whether an image's pixels have more than 8 bits, so that `read_image` stretches them."""
-    if path.suffix.lower() in TIFF:
-        with tifffile.TiffFile(path) as file:
-            return file.pages.first.dtype not in (np.uint8, np.bool_)
-    with Image.open(path) as image:
-        return _is_wide(image)
+def to_8_bits(values: Num[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Return numbers of any range from 0 (the smallest) to 255 (the largest), zeros where all are the same.
 
-
-def stretched(values: Num[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Return numbers of any range from 0 (the smallest) to 255 (the largest); zeros where all are the same.
+    8-bit numbers stay as they are.
 
     Raises:
       ValueError: for NaN or infinity.
     """
+    if values.dtype == np.uint8:
+        return values
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("some of its pixels are NaN or infinite.")
     scale = 255 / (float(high) - float(low)) if high > low else 0.0
     values = values.astype(np.float32 if values.dtype == np.uint16 else np.float64)
     return ((values - low) * scale + 0.5).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Name the file in whatever error a decoder ends in: for a damaged file it can be any kind."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _read(path: str | Path, turned: bool) -> Shaped[np.ndarray, "height width 3"]:

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from sam_jax.images.preprocess import prepare, prepare_on_device
-from sam_jax.images.read import read_image, stored_size, stretched
+from sam_jax.images.read import read_header, read_image, to_8_bits
 from sam_jax.images.resize import input_size_for
 
 FRAME = (64, 64)
@@ -155,9 +155,9 @@ def test_channels_may_come_first(tmp_path, first, kind):
         options = {"imagej": True, "metadata": {"axes": "CYX" if first else "YXS"}}
         values = values if first else (values // 16).astype(np.uint8)  # ImageJ has no wide colours
     tifffile.imwrite(tmp_path / "x.tif", values, **options)
-    want = RGB if values.dtype == np.uint8 else stretched(wide)
+    want = RGB if values.dtype == np.uint8 else to_8_bits(wide)
     np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), want)
-    assert stored_size(tmp_path / "x.tif")[0] == RGB.shape[:2]
+    assert read_header(tmp_path / "x.tif").size == RGB.shape[:2]
 
 
 @pytest.mark.parametrize("pages", [2, 5])

@@ -1,22 +1,21 @@
 """COCO JSON: images with polygons and run-length encoded masks, as the tools of this world write it."""
 
 import collections
-import dataclasses
 import functools
 import json
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from sam_jax.errors import describe, in_words
-from sam_jax.images.read import read_image, stored_size
+from sam_jax.images.read import Header, read_header, read_image
 from sam_jax.images.resize import Size
-from sam_jax.train.data.examples import Example, Problems, of_wide_images
+from sam_jax.train.data.examples import Example, Problems, check_room, of_wide_images
 from sam_jax.train.data.outlines import Outline, draw_outline, has_pixels, read_outline
 
 MANY = 2000
@@ -25,11 +24,17 @@ MANY = 2000
 Entry = dict[str, Any]
 
 
-@dataclasses.dataclass
-class _Image:
+class _Place(NamedTuple):
+    """Where an image of the JSON is, what it says of itself, and what height and width the JSON says, if any."""
+
+    path: Path
+    header: Header
+    told_size: Size | None
+
+
+class _Image(NamedTuple):
     """An image of the file that has objects."""
 
-    number: str
     path: Path
     size: Size
     outlines: list[Outline]
@@ -58,68 +63,68 @@ class CocoImages:
         files = [Path(annotations)] if isinstance(annotations, (str, Path)) else list(annotations)
         self.file, self.folder = files[0] if len(files) == 1 else files[0].parent, images
         problems, left_out = Problems(), collections.Counter[str]()
-        entries, known = [], {}
+        known: dict[str, Entry] = {}
+        of_image: dict[str, list[tuple[str, Entry]]] = collections.defaultdict(list)
         for file in files:
             content = _read_json(file)
-            entries += [(file, entry) for entry in content["annotations"]]
             for image in content["images"]:
-                number = _id(image["id"])
-                if number in known:
-                    raise ValueError(f"{file} has two images with the id {number}.")
-                known[number] = image
-        of_image = collections.defaultdict(list)
-        for file, entry in entries:
-            if _id(entry.get("image_id")) in known:
-                of_image[_id(entry["image_id"])].append(entry)
-            else:
-                where = f"{file}: annotation {entry.get('id')}"
-                problems.add(f"{where} is of image {entry.get('image_id')}, which is not in the file.")
-        named = {number: self._locate(known[number], problems) for number in of_image}
-        self.turned = _are_turned([(known[number], path) for number, path in named.items() if path])
+                if _id(image["id"]) in known:
+                    raise ValueError(f"{file} has two images with the id {_id(image['id'])}.")
+                known[_id(image["id"])] = image
+            for entry in content["annotations"]:
+                of_image[_id(entry.get("image_id"))].append((f"{file}: annotation {entry.get('id')}", entry))
+        for number in of_image.keys() - known.keys():
+            for where, _ in of_image.pop(number):
+                problems.add(f"{where} is of image {number}, which is not in the file.")
+        places = {number: self._place(known[number], problems) for number in of_image}
+        self.turned = _are_turned([place for place in places.values() if place])
         self.images: list[_Image] = []
-        steps = track(
-            of_image.items(), "Checking annotations", console=Console(stderr=True), disable=len(entries) < MANY
-        )
-        for number, annotations_of in steps:
-            path = named[number]
-            if path is None:
-                continue
-            size = self._size(known[number], path, problems)
-            outlines = [
-                outline
-                for entry in annotations_of
-                if (outline := _outline(entry, size, f"{self.file}: annotation {entry.get('id')}", problems, left_out))
-            ]
-            if outlines:
-                self.images.append(_Image(number, path, size, outlines))
+        many = sum(map(len, of_image.values())) >= MANY
+        steps = track(of_image.items(), "Checking annotations", console=Console(stderr=True), disable=not many)
+        for number, entries in steps:
+            if place := places[number]:
+                size = self._size(place, problems)
+                outlines = [_outline(entry, size, where, problems, left_out) for where, entry in entries]
+                present = [outline for outline in outlines if outline]
+                try:
+                    check_room(len(present), size, f"{self.file}: image {number}")
+                except ValueError as error:
+                    problems.add(str(error))
+                if present:
+                    self.images.append(_Image(place.path, size, present))
         problems.raise_all()
         told = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
         if not self.images:
             raise ValueError(f"{self.file} has no objects: {told or 'it has no annotations'}.")
+        wide = [place.path.name for place in places.values() if place and place.header.wide]
         self.notes = (f"{self.file}: left out {told}.",) if told else ()
-        self.notes += of_wide_images([image.path for image in self.images])
+        self.notes += of_wide_images(wide, len(places))
 
-    def _locate(self, image: Entry, problems: Problems) -> Path | None:
-        """The one file that a file name can mean: as it says, below `images/`, or by its last part."""
-        name = image["file_name"]
-        if not isinstance(name, str) or not name:
-            problems.add(f"{self.file}: image {image['id']} must have a text as file_name, got {describe(name)}.")
+    def _place(self, image: Entry, problems: Problems) -> "_Place | None":
+        """Find an image's file, and read its header; a problem where that cannot be done."""
+        try:
+            path = self._locate(image)
+            return _Place(path, read_header(path), _told_size(image))
+        except ValueError as error:
+            problems.add(str(error))
             return None
-        name = urllib.parse.unquote(urllib.parse.urlsplit(name).path) if "://" in name else name
-        parts = PurePosixPath(name.replace("\\", "/")).parts
+
+    def _locate(self, image: Entry) -> Path:
+        """The one file that a file name can mean: as it says, below `images/`, or by its last part."""
+        where, name = f"{self.file}: image {image['id']}", image["file_name"]
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{where} must have a text as file_name, got {describe(name)}.")
+        parts = PurePosixPath(_path_of(name).replace("\\", "/")).parts
         named = self.folder.joinpath(*parts)
         found = [named] if self._is_inside(named) else []
-        if ".." not in parts:
+        if parts and ".." not in parts:
             below = self.folder.joinpath("images", *parts), self.folder.joinpath(*parts[1:] or parts)
             found = found or [path for path in below if self._is_inside(path)][:1]
             found = found or self._by_name.get(parts[-1], [])
-        if len(found) == 1:
-            return found[0]
-        problems.add(
-            f"{self.file}: image {image['id']} must be a file in {self.folder}, got {named}"
-            + (f"; {len(found)} files have this name." if found else ".")
-        )
-        return None
+        if len(found) != 1:
+            several = f"; {len(found)} files have this name." if found else "."
+            raise ValueError(f"{where} must be a file in {self.folder}, got {describe(name)}{several}")
+        return found[0]
 
     def _is_inside(self, path: Path) -> bool:
         try:
@@ -135,13 +140,11 @@ class CocoImages:
                 files[path.name].append(path)
         return files
 
-    def _size(self, image: Entry, path: Path, problems: Problems) -> Size:
-        """Height and width of an image file as it will be read; a problem where the JSON says something else."""
-        (height, width), swaps = stored_size(path)
-        size = (width, height) if swaps and self.turned else (height, width)
-        told = _told_size(image)
-        if told not in (None, size):
-            problems.add(f"{path} is {in_words(size)}, but {self.file} says {in_words(told)}.")
+    def _size(self, place: "_Place", problems: Problems) -> Size:
+        """Height and width of an image as it will be read; a problem where the JSON says something else."""
+        size = place.header.turned_size if self.turned else place.header.size
+        if place.told_size not in (None, size):
+            problems.add(f"{place.path} is {in_words(size)}, but {self.file} says {in_words(place.told_size)}.")
         return size
 
     def __len__(self) -> int:
@@ -154,14 +157,18 @@ class CocoImages:
         return Example(read_image(image.path, turned=self.turned), masks, name)
 
 
-def _are_turned(images: Sequence[tuple[Entry, Path]]) -> bool:
+def _are_turned(places: Sequence[_Place]) -> bool:
     """Whether the JSON's sizes are those of the images as EXIF turns them: no if all images that could tell say so."""
-    as_stored = []
-    for image, path in images:
-        size, swaps = stored_size(path)
-        if swaps and size[0] != size[1] and _told_size(image) is not None:
-            as_stored.append(_told_size(image) == size)
-    return not (as_stored and all(as_stored))
+    telling = [place for place in places if place.told_size and place.header.size != place.header.turned_size]
+    return not telling or any(place.told_size != place.header.size for place in telling)
+
+
+def _path_of(name: str) -> str:
+    """A file name as it is, or the path in a URL."""
+    try:
+        return urllib.parse.unquote(urllib.parse.urlsplit(name).path) if "://" in name else name
+    except ValueError:  # no URL after all
+        return name
 
 
 def _told_size(image: Entry) -> Size | None:
@@ -218,7 +225,7 @@ def _read_json(path: Path) -> Entry:
         content = json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    if is_sa1b(content):
+    if isinstance(content, dict) and isinstance(content.get("image"), dict) and "annotations" in content:
         number = content["image"].get("image_id")
         content = {
             "images": [content["image"] | {"id": number}],
@@ -234,16 +241,10 @@ def _read_json(path: Path) -> Entry:
     return content
 
 
-def is_sa1b(content: Any) -> bool:
-    """Return whether a JSON file's content is that of SA-1B: one image and its masks."""
-    return isinstance(content, dict) and isinstance(content.get("image"), dict) and "annotations" in content
-
-
 def _objects(content: Entry, name: str, path: Path) -> list[Entry]:
     entries = content[name]
     if not isinstance(entries, list):
         raise ValueError(f"{path} is not COCO JSON: its {name} must be a list, got {describe(entries)}.")
-    wrong = next((entry for entry in entries if not isinstance(entry, dict)), None)
-    if wrong is not None or None in entries:
-        raise ValueError(f"{path} is not COCO JSON: its {name} must be objects, got {describe(wrong)}.")
+    if wrong := [entry for entry in entries if not isinstance(entry, dict)]:
+        raise ValueError(f"{path} is not COCO JSON: its {name} must be objects, got {describe(wrong[0])}.")
     return entries

@@ -2,15 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from sam_jax.errors import in_words
 from sam_jax.images.pixels import EncodedImage
-from sam_jax.images.read import is_wide
 from sam_jax.images.resize import Size
+
+MOST_BYTES = 1 << 31
+"""What the masks of an image's objects may take."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +73,20 @@ class Problems:
             raise ValueError("\n  ".join([f"{len(self.found)} problems:", *shown]))
 
 
-def of_wide_images(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Return a note on images of more than 8 bits, if there are any: `read_image` stretches each."""
-    wide = [path for path in paths if is_wide(path)]
-    if not wide:
+def check_room(objects: int, size: Size, where: str) -> None:
+    """Raise a ValueError for more objects than their masks leave memory for. `where` names the label or annotation."""
+    if objects * size[0] * size[1] > MOST_BYTES:
+        raise ValueError(
+            f"{where} has {objects} objects in an image of {in_words(size)}; their masks would take more than "
+            f"{MOST_BYTES >> 30} GiB. Split the image, or see whether this is a label at all."
+        )
+
+
+def of_wide_images(names: Sequence[str], images: int) -> tuple[str, ...]:
+    """Return a note on the images of more than 8 bits, if there are any: `read_image` stretches each."""
+    if not names:
         return ()
     return (
-        f"{len(wide)} of {len(paths)} images have more than 8 bits, such as {wide[0].name}. "
+        f"{len(names)} of {images} images have more than 8 bits, such as {names[0]}. "
         "Of each, the smallest value becomes 0 and the largest 255.",
     )

@@ -13,9 +13,9 @@ from rich.progress import track
 from scipy import ndimage
 
 from sam_jax.errors import in_words
-from sam_jax.images.read import TIFF, read_image, stored_size
+from sam_jax.images.read import TIFF, read_header, read_image
 from sam_jax.images.resize import Size
-from sam_jax.train.data.examples import Example, Problems, of_wide_images
+from sam_jax.train.data.examples import Example, Problems, check_room, of_wide_images
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
@@ -61,33 +61,36 @@ class LabelFolder:
         for name in sorted(images.keys() ^ labels.keys()):
             found, wanted = (images[name], "labels") if name in images else (labels[name], "images")
             problems.add(f"{found} has no counterpart {name} in {Path(folder) / wanted}.")
-        self.split, self.pairs = split_components, []
+        self.split, wide = split_components, []
+        self.pairs: list[tuple[Path, Path, Size]] = []
         both = sorted(images.keys() & labels.keys())
         for name in track(both, "Checking labels", console=Console(stderr=True), disable=len(both) < 200):
             try:
-                masks = self._masks(images[name], labels[name])
+                header = read_header(images[name])
+                pair = images[name], labels[name], header.turned_size
+                masks = self._masks(*pair)
             except ValueError as error:
                 problems.add(str(error))
                 continue
             notes.look_at(labels[name], masks, split_components)
             if len(masks):
-                self.pairs.append((images[name], labels[name]))
+                self.pairs.append(pair)
+                wide += [images[name].name] if header.wide else []
         problems.raise_all()
         if not self.pairs:
             raise ValueError(f"{folder} has no objects: its {len(labels)} labels are 0 (background) everywhere.")
-        self.notes = (*notes.sentences(), *of_wide_images([image for image, _ in self.pairs]))
+        self.notes = (*notes.sentences(), *of_wide_images(wide, len(self.pairs)))
 
-    def _masks(self, image: Path, label: Path) -> Bool[np.ndarray, "n height width"]:
-        (height, width), swaps = stored_size(image)
-        masks = read_label(label, (width, height) if swaps else (height, width), image)
-        return split_blobs(masks) if self.split else masks
+    def _masks(self, image: Path, label: Path, size: Size) -> Bool[np.ndarray, "n height width"]:
+        masks = read_label(label, size, image)
+        return split_blobs(masks, label) if self.split else masks
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Example:
-        image, label = self.pairs[index]
-        return Example(read_image(image), self._masks(image, label), image.name)
+        image, label, size = self.pairs[index]
+        return Example(read_image(image), self._masks(image, label, size), image.name)
 
 
 def read_label(path: Path, size: Size, image: Path) -> Bool[np.ndarray, "n height width"]:
@@ -99,24 +102,27 @@ def read_label(path: Path, size: Size, image: Path) -> Bool[np.ndarray, "n heigh
       image: the image, for errors.
 
     Raises:
-      ValueError: naming the file, if it is no label of this size.
+      ValueError: naming the file, if it is no label of this size, or has too many objects.
     """
     if path.is_dir():
         files = [file for file in _visible(path) if file.suffix.lower() in LABEL_SUFFIXES]
+        check_room(len(files), size, str(path))
         masks = [_read_values(file, size, image) != 0 for file in files]
         masks = [mask for mask in masks if mask.any()]
         return np.stack(masks) if masks else np.zeros((0, *size), bool)
     values = _read_values(path, size, image)
-    return values == np.unique(values[values != 0])[:, None, None]
+    objects = np.unique(values[values != 0])
+    check_room(len(objects), size, str(path))
+    return values == objects[:, None, None]
 
 
-def split_blobs(masks: Bool[np.ndarray, "n height width"]) -> Bool[np.ndarray, "m height width"]:
-    """Return each connected blob of the masks (by eight neighbours) as a mask."""
-    blobs = [np.zeros((0, *masks.shape[1:]), bool)]
-    for mask in masks:
-        numbered, count = _blobs(mask)
-        blobs.append(numbered == np.arange(1, count + 1)[:, None, None])
-    return np.concatenate(blobs)
+def split_blobs(masks: Bool[np.ndarray, "n height width"], label: Path) -> Bool[np.ndarray, "m height width"]:
+    """Return each connected blob of the masks (by eight neighbours) as a mask. The label is named in errors."""
+    _, height, width = masks.shape
+    blobs = [_blobs(mask) for mask in masks]
+    check_room(sum(count for _, count in blobs), (height, width), str(label))
+    each = [numbered == np.arange(1, count + 1)[:, None, None] for numbered, count in blobs]
+    return np.concatenate([np.zeros((0, height, width), bool), *each])
 
 
 def _blobs(mask: Bool[np.ndarray, "height width"]) -> tuple[Int[np.ndarray, "height width"], int]:
@@ -198,7 +204,7 @@ def _read_values(path: Path, size: Size, image: Path) -> Shaped[np.ndarray, "hei
 
 
 def _read_png(path: Path, size: Size, image: Path) -> Shaped[np.ndarray, "height width"]:
-    _check_size(path, stored_size(path)[0], size, image)
+    _check_size(path, read_header(path).size, size, image)
     with Image.open(path) as label:
         if len(label.getbands()) != 1:
             raise ValueError(f"{path} must have one channel, whose values are the objects, got mode {label.mode}.")

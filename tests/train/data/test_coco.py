@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_sources import IMAGE, MASK, SIZE, SQUARE, annotation, compressed, run_lengths, write_coco
+from whole import assert_masks_or_one_error
 
 from sam_jax.train.data.coco import CocoImages
 from sam_jax.train.data.sources import open_source
@@ -124,7 +125,10 @@ def test_a_name_that_two_files_have_is_refused(tmp_path: Path) -> None:
     assert opened(tmp_path, [GOOD], file_name="two/b.png")[0].name == "two__b.png"
 
 
-@pytest.mark.parametrize("name", ["../annotations.json", "..\\..\\x.png", "", None, 3, "nul\0.png", "x" * 5000])
+@pytest.mark.parametrize(
+    "name",
+    ["../annotations.json", "..\\..\\x.png", "", ".", "/", "http://", "http://[", None, 3, "nul\0.png", "x" * 5000],
+)
 def test_names_that_lead_elsewhere_or_nowhere_are_named(tmp_path: Path, name: Any) -> None:
     with pytest.raises(ValueError, match=r"image 7 must (be a file in|have a text as file_name)"):
         opened(tmp_path, [GOOD], file_name=name)
@@ -198,6 +202,23 @@ def test_a_folder_of_sa_1b(tmp_path: Path) -> None:
     assert len(open_source(tmp_path / "sa_1.json")) == 1
 
 
+def test_an_annotation_of_several_files_is_named_by_its_own(tmp_path: Path) -> None:
+    for number in (1, 2):
+        Image.fromarray(IMAGE).save(tmp_path / f"{number}.png")
+        image = {"image_id": number, "width": SIZE[1], "height": SIZE[0], "file_name": f"{number}.png"}
+        wrong = {"id": 5, "segmentation": compressed(MASK) if number == 1 else [[float("inf")] * 6]}
+        (tmp_path / f"{number}.json").write_text(json.dumps({"image": image, "annotations": [wrong]}))
+    with pytest.raises(ValueError, match=r"2\.json: annotation 5 must have polygons of finite numbers"):
+        open_source(tmp_path)
+
+
+def test_more_objects_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sam_jax.train.data.examples.MOST_BYTES", 2 * SIZE[0] * SIZE[1])
+    assert len(opened(tmp_path, [GOOD, GOOD])[0].masks) == 2
+    with pytest.raises(ValueError, match="image 7 has 3 objects in an image of 40 pixels high"):
+        opened(tmp_path, [GOOD] * 3)
+
+
 def test_wide_images_are_told(tmp_path: Path) -> None:
     write_coco(tmp_path, [GOOD])
     Image.fromarray(np.arange(SIZE[0] * SIZE[1], dtype=np.uint16).reshape(SIZE)).save(tmp_path / "images" / "a.png")
@@ -216,12 +237,4 @@ FIELDS = st.sampled_from(["id", "image_id", "iscrowd", "segmentation", "attribut
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_change_of_a_good_file_is_masks_or_one_error(tmp_path: Path, image: Any, entry: Any) -> None:
     write_coco(tmp_path, [GOOD, GOOD | entry], **image)
-    try:
-        source, problem = open_source(tmp_path), ""
-    except ValueError as error:
-        source, problem = [], str(error)
-    assert len(source) or str(tmp_path) in problem
-    for i in range(len(source)):
-        masks = source[i].masks
-        assert masks.shape[1:] == SIZE
-        assert masks.any((1, 2)).all()
+    assert_masks_or_one_error(lambda: open_source(tmp_path), tmp_path, SIZE)

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
+from whole import assert_masks_or_one_error
 
 from sam_jax.train.data.labels import LabelFolder
 from sam_jax.train.data.sources import open_source
@@ -160,6 +161,18 @@ def test_a_header_that_promises_more_than_there_is_costs_nothing(folder: Path) -
         open_source(folder)
 
 
+@pytest.mark.parametrize("split", [True, False])
+def test_an_image_in_the_place_of_a_label_takes_no_memory(folder: Path, split: bool) -> None:
+    """Every pixel another object: a million masks of a million pixels, or as many blobs."""
+    size = (1024, 1024)
+    Image.new("RGB", size[::-1]).save(folder / "images" / "a.png")
+    noise = np.indices(size).sum(0) % 2 if split else np.arange(size[0] * size[1], dtype=np.int32).reshape(size)
+    noise[::2] *= 1 - split
+    write(folder / "labels" / "a.npy", noise.astype(np.int32))
+    with pytest.raises(ValueError, match=r"a\.npy has \d{6,} objects .* would take more than 2 GiB"):
+        open_source(folder, split_components=split)
+
+
 def test_every_problem_is_told_at_once(folder: Path) -> None:
     for name in "bcd":
         Image.fromarray(IMAGE).save(folder / "images" / f"{name}.png")
@@ -195,12 +208,4 @@ def test_any_folder_is_masks_or_one_error(tmp_path_factory: Any, files: list[Any
             np.save(folder / "labels" / name, content)
     if not any((folder / "labels" / "a").iterdir()):
         (folder / "labels" / "a").rmdir()
-    try:
-        source, problem = LabelFolder(folder), ""
-    except ValueError as error:
-        source, problem = [], str(error)
-    assert len(source) or str(folder) in problem
-    for i in range(len(source)):
-        masks = source[i].masks
-        assert masks.shape[1:] == (4, 6)
-        assert masks.any((1, 2)).all()
+    assert_masks_or_one_error(lambda: LabelFolder(folder), folder, (4, 6))
