@@ -16,7 +16,7 @@ from sam_jax.prompts import BACKGROUND, EMPTY, AnyArray, Prompts
 
 def select_masks(
     prediction: MaskPrediction, multimask: bool = True
-) -> tuple[Float[Array, "*batch k my mx"], Float[Array, "*batch k"]]:
+) -> tuple[Float[AnyArray, "*batch k my mx"], Float[AnyArray, "*batch k"]]:
     """Return logits and scores of the multimask outputs (masks 1, 2, 3), or of mask 0 alone.
 
     Args:

@@ -32,8 +32,8 @@ class MaskPrediction:
       valid: False for a prompt set that exists only as padding.
     """
 
-    logits: Float[Array, "*batch m my mx"]
-    iou: Float[Array, "*batch m"]
+    logits: Float[AnyArray, "*batch m my mx"]
+    iou: Float[AnyArray, "*batch m"]
     valid: Bool[AnyArray, "*batch"]
 
 

@@ -109,7 +109,8 @@ def predict_image(
     """
     given = {"points": points, "labels": labels, "boxes": boxes, "mask": mask}
     prompts, several = _build(model.config, image, given)
-    out = predict_masks(model, variables, image.embedding, prompts)
+    # Chosen from on the host: on the device, each slice would be a program to compile.
+    out = jax.tree.map(np.asarray, predict_masks(model, variables, image.embedding, prompts))
     return _full_size(model.config, image, out if several else jax.tree.map(lambda x: x[0], out), multimask)
 
 
@@ -147,7 +148,8 @@ def predict_batch(
     ]
     asked = [_build(model.config, image, row) for image, row in zip(images, rows, strict=True)]
     embeddings = jnp.stack([jnp.asarray(image.embedding) for image in images])
-    together = predict_masks(model, variables, embeddings, _stack([prompts for prompts, _ in asked], model.config))
+    prompts_of_all = _stack([prompts for prompts, _ in asked], model.config)
+    together = jax.tree.map(np.asarray, predict_masks(model, variables, embeddings, prompts_of_all))
     predictions = []
     for i, (image, (prompts, several)) in enumerate(zip(images, asked, strict=True)):
         mine = (i, slice(len(prompts.valid))) if several else (i, 0)

@@ -58,13 +58,16 @@ def to_original_image(
 
 
 def _scale(coordinates: Any, source: TracedSize, target: TracedSize) -> Array:
-    coordinates = jnp.asarray(coordinates, jnp.float32)
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((coordinates, source, target)))
+    xp = jnp if traced else np  # on the host, a first call compiles nothing
+    coordinates = xp.asarray(coordinates, np.float32)
     if coordinates.ndim == 0 or coordinates.shape[-1] not in (2, 4):
         raise ValueError(f"coordinates must be [..., 2] clicks or [..., 4] boxes, got {describe(coordinates)}.")
     (height, width), (new_height, new_width) = source, target
-    ratio = jnp.stack([jnp.asarray(new_width / width), jnp.asarray(new_height / height)]).astype(jnp.float32)
-    ratio = jnp.tile(ratio, coordinates.shape[-1] // 2)
-    return coordinates * jnp.expand_dims(ratio, tuple(range(coordinates.ndim - 1)))
+    ratio = xp.stack([xp.asarray(new_width / width), xp.asarray(new_height / height)]).astype(np.float32)
+    ratio = xp.tile(ratio, coordinates.shape[-1] // 2)
+    scaled = coordinates * xp.expand_dims(ratio, tuple(range(coordinates.ndim - 1)))
+    return scaled if traced else jax.device_put(scaled)
 
 
 def mask_to_prompt(

@@ -57,7 +57,8 @@ def resize_by_tiles(
     # The low-res columns that a tile reads: few, unless the image is narrow.
     read = min(mx, 4 * WIDTH * mx // side + 8) if 4 * width >= side else mx
     half = -(-across // 2)
-    room = 1 << (down * half - 1).bit_length()  # its bytes are touched, so that they are as few as sizes may share
+    # The bytes of room are touched, so that they are few; and small images share it, so that the programs are few.
+    room = 1 << max(4, (down * half - 1).bit_length())
     program = functools.partial(_tiles, room=room, read=read, binary=threshold is not None)
     masks = _aligned((len(logits), height, width), np.float32 if threshold is None else np.bool_)
 

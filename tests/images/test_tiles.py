@@ -59,6 +59,7 @@ def test_fifty_sizes_compile_a_handful_of_programs() -> None:
 
     predictor = sam_jax.Predictor(MODEL, VARIABLES, ENCODER, ENCODER_VARIABLES)
     rng = np.random.default_rng(0)
+    jax.clear_caches()
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
         for height, width in rng.integers(100, 1000, (50, 2)).tolist():
@@ -73,5 +74,5 @@ def test_fifty_sizes_compile_a_handful_of_programs() -> None:
             assert sam_jax.mask_to_prompt(out.masks[1], input_size=sizes["input_size"], mask_size=(32, 32)).ndim == 2
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
-    assert len(compiled) <= 25, compiled  # all small operations included
-    assert len([name for name in compiled if "tiles" in name]) <= 8
+    assert len(compiled) <= 15, compiled  # all small operations included
+    assert len([name for name in compiled if "tiles" in name]) <= 10

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from sam_jax.batch.select import take_masks
 from sam_jax.config import SamConfig
 from sam_jax.decoder.model import MaskPrediction
-from sam_jax.prompts import Prompts
+from sam_jax.prompts import AnyArray, Prompts
 from sam_jax.train.config import LossConfig, Simulation
 from sam_jax.train.data.batches import Batch
 from sam_jax.train.learning.losses import object_losses, total_loss
@@ -85,7 +85,7 @@ def interactive_gradients(
     return means, jax.tree.map(lambda x: x / simulation.rounds, total)
 
 
-def given_on(prediction: MaskPrediction, ambiguous: bool) -> Float[Array, "b o my mx"]:
+def given_on(prediction: MaskPrediction, ambiguous: bool) -> Float[AnyArray, "b o my mx"]:
     """Return the next mask prompts: of an ambiguous prompt's masks that of the highest score, else mask 0."""
     if not ambiguous:
         return prediction.logits[:, :, 0]
