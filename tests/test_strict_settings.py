@@ -51,6 +51,7 @@ def test_every_path_decodes_every_kind_of_prompt(path: str, kind: str) -> None:
     assert (out.logits.dtype, out.iou.dtype) == (jnp.float32, jnp.float32)
 
 
+@pytest.mark.slow
 def test_gradients_vmap_prepared_images_and_selection() -> None:
     prompts = Prompts.build(**CLICK)
 
@@ -107,6 +108,7 @@ def test_prompts_and_masks_in_pixels() -> None:
     assert len(list(sam_jax.rle_masks(out.logits, **sizes))) == 3
 
 
+@pytest.mark.slow
 def test_a_training_step() -> None:
     """With plain descent: optax's own Adam promotes dtypes."""
     optimizer = optax.sgd(0.1)

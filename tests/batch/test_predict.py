@@ -103,6 +103,7 @@ def test_not_a_point_is_no_empty_slot() -> None:
     assert difference(changed.logits, out.logits) > 0.05
 
 
+@pytest.mark.slow
 def test_a_stream_of_requests_compiles_once_per_size() -> None:
     compiled = []
 

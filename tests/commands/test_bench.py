@@ -59,6 +59,7 @@ def test_memory_beside_the_result_is_bounded_by_the_chunk(variables: dict[str, A
     assert many["beside it"] - many["result"] < 2 * few["beside it"]
 
 
+@pytest.mark.slow
 def test_a_report_of_the_tiny_decoder(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_product_is_measured() -> None:
     assert bench.product_gflops(64) > 0
 
 
+@pytest.mark.slow
 def test_the_page_on_speed_runs(variables: dict[str, Any]) -> None:
     """Every Python block, one after the other, with the tiny decoder."""
     names: dict[str, Any] = {

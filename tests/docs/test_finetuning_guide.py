@@ -25,6 +25,7 @@ from sam_jax.train.learning import step as step_module
 PAGE = "docs/finetune.md"
 
 
+@pytest.mark.slow
 def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     # One device, and the modules as they are: what compiles fastest.

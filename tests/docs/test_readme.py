@@ -29,6 +29,7 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert os.path.isdir("fine_tuned")
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_on_eight_devices(tmp_path: Path) -> None:
     """With a decoder of the full size in pixels, and small in everything else."""
     config = dataclasses.replace(TINY, image_size=(1024, 1024), grid_size=(64, 64))

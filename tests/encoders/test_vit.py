@@ -249,6 +249,7 @@ def test_remat_changes_no_result_and_no_gradient(global_blocks):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max()))
 
 
+@pytest.mark.slow
 def test_remat_keeps_the_blocks_inputs_alone():
     """They have 32 channels; what attention and MLP would keep has about 20 times as many."""
     config = dataclasses.replace(VIT_TINY, depth=16, global_blocks=(7, 15), image_size=(512, 512))

@@ -238,6 +238,7 @@ GREEDY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", GREEDY.values(), ids=GREEDY.keys())
 def test_greedy_files_are_refused_with_little_memory(tmp_path, make):
     path = tmp_path / "greedy.pth"

@@ -121,6 +121,7 @@ def held_out_iou(folder: Path, checkpoint: Path) -> tuple[float, float]:
     return report.all.click_iou["score"]["1"], report.all.box_iou["score"]
 
 
+@pytest.mark.slow
 def test_a_short_run_makes_masks_of_other_images_better(folder: Path, plain: None) -> None:
     before = held_out_iou(folder, folder / "base")
     result = finetune(str(folder / "data" / "coco.json"), str(folder / "base"), folder / "run", CONFIG)
@@ -159,6 +160,7 @@ def mean_of_all(
     return MaskPrediction(logits, jnp.zeros((*prompts.valid.shape, 4)), prompts.valid)
 
 
+@pytest.mark.slow
 def test_the_command_trains_everything_with_more_masks_on_two_devices(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,6 +218,7 @@ def test_embeddings_can_be_those_of_a_store(folder: Path, monkeypatch: pytest.Mo
     assert not (folder / "no").exists()
 
 
+@pytest.mark.slow
 def test_low_rank_additions_are_merged_into_the_attention_projections(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def assert_near(ours: Any, wanted: Any, tolerance: float) -> None:
     assert float(jnp.abs(ours - wanted).max() / jnp.abs(wanted).max()) < tolerance
 
 
+@pytest.mark.slow
 def test_a_wider_network_computes_the_same() -> None:
     wide, variables = widen_decoder(KEY, MODEL, VARIABLES)
     encoder, of_encoder = widen_neck(KEY, ENCODER, OF_ENCODER)
@@ -99,6 +100,7 @@ def test_a_deeper_encoder_computes_the_same_and_can_be_computed_again_in_groups(
     assert_near(again.apply(variables, IMAGE), EMBEDDING, 1e-5)
 
 
+@pytest.mark.slow
 def test_new_blocks_learn() -> None:
     deep, variables = deepen_encoder(KEY, ENCODER, OF_ENCODER, 4)
     gradients = jax.grad(lambda variables: jnp.square(deep.apply(variables, IMAGE)).mean())(variables)["params"]

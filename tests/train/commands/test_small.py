@@ -71,6 +71,7 @@ def test_for_larger_images_positions_alone_change(folder: Path, tmp_path: Path) 
     assert encoder.config == dataclasses.replace(larger.config, image_size=(128, 128))
 
 
+@pytest.mark.slow
 def test_a_grown_network_is_small_enough_to_ship_in_float16(folder: Path, tmp_path: Path) -> None:
     small.grow(str(folder), tmp_path / "grown")
     (model, variables), (encoder, of_encoder) = sam_jax.load(tmp_path / "grown"), load_encoder(tmp_path / "grown")

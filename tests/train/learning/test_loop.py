@@ -61,6 +61,7 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(tmp_path, numbe
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] == [2, 4, 6, 8]
 
 
+@pytest.mark.slow
 def test_a_real_run_that_is_killed_ends_with_the_same_bits(tmp_path):
     config, batches = LoopConfig(steps=4, log_every=1, save_every=2), [random_batch(seed=i) for i in range(3)]
 

@@ -45,6 +45,7 @@ def test_the_same_steps_give_the_same_bits():
     assert any((one.params[path] != PARAMS[path]).any() for path in one.params)
 
 
+@pytest.mark.slow
 def test_a_mesh_trains_as_one_device_does():
     """Two images and two objects on four devices; one object is padding, so that devices have different numbers."""
     mesh, batch = make_mesh(images=2, devices=jax.devices()[:4]), random_batch()
