@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sam_jax import convert
+    from sam_jax.automatic.config import AutomaticConfig
+    from sam_jax.automatic.generate import GeneratedMasks, generate_masks
+    from sam_jax.automatic.labels import label_map
     from sam_jax.batch.compiled import compile
     from sam_jax.batch.decode import Sizes
     from sam_jax.batch.folder import predict_folder
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "convert": "",
+    "AutomaticConfig": "automatic.config",
+    "GeneratedMasks": "automatic.generate",
+    "generate_masks": "automatic.generate",
+    "label_map": "automatic.labels",
     "load": "files.checkpoints",
     "load_encoder": "files.checkpoints",
     "save": "files.checkpoints",
@@ -72,9 +79,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "AutomaticConfig",
     "CheckpointError",
     "EmbeddingStore",
     "EncodedImage",
+    "GeneratedMasks",
     "MaskPrediction",
     "Predictor",
     "Prompts",
@@ -88,7 +97,9 @@ __all__ = [
     "convert",
     "encode_image",
     "export_decoder",
+    "generate_masks",
     "input_size_for",
+    "label_map",
     "load",
     "load_encoder",
     "make_mesh",

@@ -4,16 +4,21 @@ Nothing here computes: an image is prepared, encoded, decoded and resized by the
 remembers no more than `EncodedImage`s.
 """
 
+import functools
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import UInt8
 from PIL import Image
 
+from sam_jax.automatic.config import AutomaticConfig
+from sam_jax.automatic.records import Record, generate_records
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.files.checkpoints import load, load_encoder
 from sam_jax.images.pixels import EncodedImage, Prediction, check_fit, encode_image, predict_batch, predict_image
+from sam_jax.images.read import rgb_pixels
 from sam_jax.prompts import AnyArray, Ragged
 
 ImageLike = UInt8[AnyArray, "_height _width 3"] | Image.Image | str | os.PathLike[str] | EncodedImage
@@ -131,3 +136,28 @@ class Predictor:
         if not self.images:
             raise RuntimeError("No image is set: call set_image or set_images before predicting.")
         return predict_batch(self.model, self.variables, self.images, points, labels, boxes, mask, multimask)
+
+    def generate(self, image: ImageLike, *, region: Ragged | None = None, **settings: Any) -> list[Record]:
+        """Return a record of every object of an image, without a prompt: what the official generator returns.
+
+        A grid of points is asked, and of the masks only those stay that are sure, stable, not cut off by a crop, and
+        no near-copies of better ones (`SamAutomaticMaskGenerator` in `segment_anything/automatic_mask_generator.py`).
+
+        Args:
+          image: as for `set_image`; without crops, an encoded image, too. `images` stays as it is.
+          region: points are asked only in it: a mask of bools of the image's size, or a box (x0, y0, x1, y1).
+          **settings: fields of `sam_jax.AutomaticConfig`, which have the official names and defaults.
+
+        Returns:
+          For each mask a dict: `segmentation` (bools of the image's size, or run lengths), `area` in pixels, `bbox`
+          (x, y, width, height; the width is that of the official code, one less than the columns), `predicted_iou`,
+          `point_coords` ([[x, y]], the point that was asked), `stability_score`, `crop_box` (x, y, width, height). The
+          best come first; with crops, those of the smallest crops.
+
+        Raises:
+          ValueError: for settings that mean nothing, an image that cannot be read, or a region that does not fit it.
+        """
+        config = AutomaticConfig(**settings)
+        given = image if isinstance(image, EncodedImage) else rgb_pixels(image)
+        encode = functools.partial(encode_image, self.encoder, self.encoder_variables)
+        return generate_records(self.model, self.variables, given, encode, config, region)

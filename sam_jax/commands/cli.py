@@ -136,6 +136,72 @@ def predict(
     )
 
 
+def masks(
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")],
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    kind: Literal["coco", "labels", "picture", "packed"] = "coco",
+    points_per_side: int = 32,
+    points_per_batch: int = 64,
+    pred_iou_thresh: float = 0.88,
+    stability_score_thresh: float = 0.95,
+    stability_score_offset: float = 1.0,
+    box_nms_thresh: float = 0.7,
+    crop_n_layers: int = 0,
+    crop_nms_thresh: float = 0.7,
+    crop_overlap_ratio: float = 512 / 1500,
+    crop_n_points_downscale_factor: int = 1,
+    min_mask_region_area: int = 0,
+    max_masks: int | None = None,
+    family: Family = None,
+    prefix: Prefix = None,
+) -> None:
+    """Find the masks of everything in images, without a prompt, and write a file for each image.
+
+    An image whose file is there, and that was not changed since, is left as it is. After an interruption, the same
+    command does the rest. An image that cannot be read is named at the end, after the others are done.
+
+    Args:
+      images: image files, or folders of them.
+      checkpoint: as sam-jax convert takes, with its image encoder.
+      out: the folder to write to, made where missing.
+      kind: what to write of an image: COCO's JSON; a 16-bit picture that numbers the masks; the image with all masks in
+        colours; or a NumPy file with a bit for each pixel of each mask.
+      points_per_side: a grid of so many points along each side is asked.
+      points_per_batch: points that are decoded before their masks are filtered, a bound on memory.
+      pred_iou_thresh: keep a mask if its predicted IoU is above; 0 keeps all.
+      stability_score_thresh: keep a mask if its stability score is not below; 0 keeps all.
+      stability_score_offset: how far the stability score moves the logits' threshold up and down.
+      box_nms_thresh: of two masks whose boxes have a larger IoU, keep the one of the higher score.
+      crop_n_layers: look at crops of the image, too: layer i has 2^i x 2^i of them. It finds small objects.
+      crop_nms_thresh: of two masks of several crops, as box_nms_thresh; the smaller crop's is kept.
+      crop_overlap_ratio: overlap of the first layer's crops, as a share of the image's shorter side.
+      crop_n_points_downscale_factor: layer i has points_per_side / factor^i points along each side.
+      min_mask_region_area: fill holes and remove islands of fewer pixels.
+      max_masks: of each image, the first ones.
+      family: whose settings to use, where the checkpoint does not tell.
+      prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
+    """
+    from sam_jax.automatic.config import AutomaticConfig
+    from sam_jax.commands.masks import run
+
+    settings = AutomaticConfig(
+        points_per_side=points_per_side,
+        points_per_batch=points_per_batch,
+        pred_iou_thresh=pred_iou_thresh,
+        stability_score_thresh=stability_score_thresh,
+        stability_score_offset=stability_score_offset,
+        box_nms_thresh=box_nms_thresh,
+        crop_n_layers=crop_n_layers,
+        crop_nms_thresh=crop_nms_thresh,
+        crop_overlap_ratio=crop_overlap_ratio,
+        crop_n_points_downscale_factor=crop_n_points_downscale_factor,
+        min_mask_region_area=min_mask_region_area,
+        max_masks=max_masks,
+    )
+    run(images, checkpoint, out, Console(stderr=True), settings, kind=kind, family=family, prefix=prefix)
+
+
 def embed(
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")],
     checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
@@ -324,6 +390,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "inspect": inspect,
     "predict": predict,
+    "masks": masks,
     "embed": embed,
     "finetune": finetune,
     "evaluate": evaluate,

@@ -14,6 +14,7 @@ from PIL import Image
 from sam_jax.atomic import written_whole
 from sam_jax.images.draw import COLOURS, draw_score, draw_tokens, line_width, overlay, side_by_side
 from sam_jax.images.pixels import EncodedImage, Prediction
+from sam_jax.images.run_lengths import coco_run_lengths
 from sam_jax.prompts import Prompts
 
 Kind = Literal["overlay", "masks", "coco"]
@@ -110,13 +111,13 @@ class CocoAnnotations:
         number = len(self.images) + 1
         self.images.append({"id": number, "file_name": result.file.name, "height": height, "width": width})
         for i, k in np.ndindex(result.prediction.scores.shape):
-            encoded: Any = coco.encode(np.asfortranarray(result.prediction.masks[i, k], np.uint8))
+            encoded: Any = coco_run_lengths(result.prediction.masks[i, k])
             annotation = {
                 "id": len(self.annotations) + 1,
                 "image_id": number,
                 "category_id": 1,
                 "object": i,
-                "segmentation": {"size": [height, width], "counts": encoded["counts"].decode("ascii")},
+                "segmentation": encoded,
                 "area": int(coco.area(encoded)),
                 "bbox": coco.toBbox(encoded).tolist(),
                 "iscrowd": 0,

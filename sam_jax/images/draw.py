@@ -1,6 +1,8 @@
 """Pictures of masks and prompts, for people to look at."""
 
-from collections.abc import Sequence
+import colorsys
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -47,6 +49,29 @@ def overlay(
     result[mask] = (0.5 * image[mask] + 0.5 * np.array(colour)).astype(np.uint8)
     result[contour(mask, width)] = colour
     return result
+
+
+def draw_everything(
+    image: UInt8[np.ndarray, "height width 3"], masks: Iterable[Bool[np.ndarray, "height width"]]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the image with many masks laid over it in colours of their own, one upon the other.
+
+    Args:
+      image: RGB, 0 to 255.
+      masks: True in an object; the largest first, so that none hides another.
+    """
+    width = line_width(*image.shape[:2])
+    for i, mask in enumerate(masks):
+        image = overlay(image, mask, distinct_colour(i), width)
+    return image
+
+
+def distinct_colour(index: int) -> tuple[int, int, int]:
+    """Return the RGB of the colour with this number: its hue is far from those of the numbers just before it."""
+    hue = index * (math.sqrt(5) - 1) / 2 % 1  # the golden ratio: no hue comes back
+    lightness = (0.5, 0.62, 0.4)[index % 3]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.85)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_tokens(

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from sam_jax.batch.decode import is_readable
 from sam_jax.errors import describe
 from sam_jax.images.resize import Size, TracedSize, resize_on_device
+from sam_jax.images.run_lengths import coco_run_lengths
 from sam_jax.images.tiles import pays, resize_by_tiles
 from sam_jax.prompts import AnyArray
 
@@ -134,8 +135,6 @@ def rle_masks(
 
     Only `chunk` masks exist at once. The arguments are those of `binary_masks`.
     """
-    from pycocotools import mask as coco
-
     for start in range(0, len(logits), chunk):
         masks = binary_masks(
             logits[start : start + chunk],
@@ -145,6 +144,4 @@ def rle_masks(
             threshold=threshold,
             chunk=chunk,
         )
-        for mask in np.asarray(masks):
-            encoded: Any = coco.encode(np.asfortranarray(mask, np.uint8))
-            yield {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+        yield from map(coco_run_lengths, np.asarray(masks))

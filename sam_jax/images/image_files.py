@@ -1,5 +1,6 @@
 """Image files that are named on a command line."""
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from sam_jax.images.read import read_values
 def image_files(paths: Sequence[Path]) -> list[Path]:
     """Return the given files, and in the place of a folder the images in it by name, without its subfolders'.
 
+    A path with *, ? or [...] stands for the files that it matches, where a shell has not put them in its place.
+
     Raises:
       ValueError: for no path, one where nothing is, or a folder without an image.
     """
@@ -21,6 +24,10 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     if not paths:
         raise ValueError("No image is given: name image files, or folders of them.")
     for path in paths:
+        matched = [] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        files += [file for file in matched if _is_image(file, suffixes)]
+        if matched:
+            continue
         if not path.exists():
             raise ValueError(f"There is no file or folder {path}.")
         found = sorted(file for file in path.iterdir() if _is_image(file, suffixes)) if path.is_dir() else [path]

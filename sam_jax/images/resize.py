@@ -130,8 +130,9 @@ def resize_on_device(
         raise ValueError(f"logits must be [..., 4h, 4w], got {describe(logits)}.")
     my, mx = logits.shape[-2:]
     frame = image_size or (4 * my, 4 * mx)
-    rows, row_weights = _taps(my, frame[0], input_size[0], original_size[0])
-    columns, column_weights = _taps(mx, frame[1], input_size[1], original_size[1])
+    height, width = original_size
+    rows, row_weights = taps_of(jnp.arange(height, dtype=np.int32), my, frame[0], input_size[0], height)
+    columns, column_weights = taps_of(jnp.arange(width, dtype=np.int32), mx, frame[1], input_size[1], width)
     # Measured on two cores: products along the width, then three taps along the height.
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
     wide = _widened(logits.astype(dtype), columns, column_weights.astype(dtype))
@@ -189,32 +190,33 @@ class Taps(NamedTuple):
 @functools.lru_cache(64)
 def axis_taps(low: int, frame: int, size: int, original: int) -> Taps:
     """Return the taps of one axis on the host; the arguments are those of `coverage`."""
-    index, weight = _taps(low, frame, size, original, np)
+    index, weight = taps_of(np.arange(original, dtype=np.int32), low, frame, size, original, np)
     return Taps(index.astype(np.int32), weight.astype(np.float32))
 
 
-def _taps(
-    low: int, frame: int, size: int | Array, original: int, xp: Any = jnp
-) -> tuple[Int[AnyArray, "original 3"], Float[AnyArray, "original 3"]]:
-    """For one axis: the three low-res pixels that each original pixel reads, and their weights.
+def taps_of(
+    pixel: Int[AnyArray, " n"], low: int, frame: int, size: int | Array, original: int | Array, xp: Any = jnp
+) -> Taps:
+    """Return the taps of some pixels of one axis of the original image.
 
-    Original pixel -> two frame pixels (within the crop) -> two low-res pixels each, neighbours of each other.
+    An original pixel reads two frame pixels within the crop, and each of those two low-res pixels, neighbours of each
+    other. The other arguments are those of `coverage`.
     """
     if low > frame:
         raise ValueError(f"The input frame must be at least as large as the logits, got {frame} for {low}.")
-    near, far, share = _bilinear(xp.arange(original, dtype=np.int32), original, size, xp)
+    near, far, share = _bilinear(pixel, original, size, xp)
     base, _, _ = _bilinear(near, frame, low, xp)
-    weights = xp.zeros((original, 3), np.float32)
+    weights = xp.zeros((len(pixel), 3), np.float32)
     three = xp.arange(3, dtype=np.int32)[None]
-    for pixel, weight in ((near, 1 - share), (far, share)):
-        first, second, part = _bilinear(pixel, frame, low, xp)
+    for frame_pixel, weight in ((near, 1 - share), (far, share)):
+        first, second, part = _bilinear(frame_pixel, frame, low, xp)
         for index, amount in ((first, 1 - part), (second, part)):
             weights += xp.where((index - base)[:, None] == three, (weight * amount)[:, None], np.float32(0))
-    return xp.minimum(base[:, None] + three, low - 1), weights
+    return Taps(xp.minimum(base[:, None] + three, low - 1), weights)
 
 
 def _bilinear(
-    pixel: Int[AnyArray, " n"], target: int, source: int | Array, xp: Any
+    pixel: Int[AnyArray, " n"], target: int | Array, source: int | Array, xp: Any
 ) -> tuple[Int[AnyArray, " n"], Int[AnyArray, " n"], Float[AnyArray, " n"]]:
     """The two source pixels around each target pixel's centre (edges clamped), and the second's share.
 
@@ -222,5 +224,5 @@ def _bilinear(
     """
     place, unit = xp.maximum((2 * pixel + 1) * source - target, 0), 2 * target
     first = place // unit
-    share = (place - first * unit).astype(np.float32) / np.float32(unit)
+    share = (place - first * unit).astype(np.float32) / xp.float32(unit)
     return first, xp.minimum(first + 1, source - 1), share

@@ -59,7 +59,7 @@ def interactive_gradients(
     inside, shown = targets >= 0.5, weight >= 0.5
     count = jnp.maximum(valid.sum() if count is None else count, 1).astype(jnp.float32)
 
-    def round_loss(trained: Any, prompts: Prompts, first: bool) -> tuple[Array, tuple[Metrics, Array]]:
+    def round_loss(trained: Any, prompts: Prompts, first: bool) -> tuple[Array, tuple[Metrics, AnyArray]]:
         prediction = decode(trained, prompts)
         terms = object_losses(prediction, targets, weight[:, None], ambiguous=first, config=loss)
         total, means = total_loss(terms, valid, count, iou_weight, loss)

@@ -1,0 +1,212 @@
+"""The masks of a grid of points on one image that pass the filters, as numbers: no mask is kept."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from sam_jax.automatic.statistics import count_pixels
+from sam_jax.batch.decode import Images, decode_batch, default_chunk
+from sam_jax.batch.select import select_masks
+from sam_jax.decoder.model import Sam, Variables
+from sam_jax.fast.low_rank import ImageState, prepare_image
+from sam_jax.prompts import AnyArray, Prompts
+
+MASKS = 3
+"""Of a point."""
+
+EDGE = 20
+"""Pixels within which a box counts as at an edge."""
+
+
+@struct.dataclass
+class Place:
+    """Where a crop lies, in pixels; each may be traced, so that a new image is no new program.
+
+    Attributes:
+      input_size: height and width of the resized crop in the input frame, before padding.
+      crop: its box (x0, y0, x1, y1) in the image, whose edges x1 and y1 are exclusive.
+      image: height and width of the image.
+    """
+
+    input_size: Int[AnyArray, "2"]
+    crop: Int[AnyArray, "4"]
+    image: Int[AnyArray, "2"]
+
+    @property
+    def size(self) -> tuple[Array, Array]:
+        """Height and width of the crop."""
+        return self.crop[3] - self.crop[1], self.crop[2] - self.crop[0]
+
+
+@struct.dataclass
+class Thresholds:
+    """The settings of the filters, as numbers that may be traced; those of `AutomaticConfig`."""
+
+    pred_iou_thresh: float | Float[AnyArray, ""]
+    stability_score_thresh: float | Float[AnyArray, ""]
+    stability_score_offset: float | Float[AnyArray, ""]
+    box_nms_thresh: float | Float[AnyArray, ""]
+
+
+@struct.dataclass
+class Candidates:
+    """Masks of points, three of each, in the order of the points: `*n` is [mask], or [point, mask].
+
+    Attributes:
+      boxes: first and last pixels (x0, y0, x1, y1), in pixels of the image.
+      iou: predicted IoU.
+      stability: stability score.
+      area: pixels.
+      valid: whether the mask passed all filters; elsewhere the other numbers say nothing.
+    """
+
+    boxes: Float[AnyArray, "*n 4"]
+    iou: Float[AnyArray, "*n"]
+    stability: Float[AnyArray, "*n"]
+    area: Int[AnyArray, "*n"]
+    valid: Bool[AnyArray, "*n"]
+
+
+def together() -> int:
+    """Return how many masks are counted at once: a CPU's caches hold few."""
+    return 16 if jax.default_backend() == "cpu" else 64
+
+
+def find_candidates(
+    model: Sam,
+    variables: Variables,
+    state: ImageState,
+    points: Float[AnyArray, "n 2"],
+    number: int | Int[AnyArray, ""],
+    place: Place,
+    thresholds: Thresholds,
+    batch: int,
+) -> Candidates:
+    """Decode the points and filter their masks, `batch` points after another.
+
+    Args:
+      model: the decoder.
+      variables: its variables.
+      state: what `prepare_image` made of the crop.
+      points: (x, y) in the input frame.
+      number: how many of the points count, the first ones.
+      place: where the crop lies.
+      thresholds: of the filters.
+      batch: points whose low-res logits exist at once.
+    """
+    function = functools.partial(_filtered, model, variables, state, place, thresholds)
+    found = map_first(function, points, number, batch)
+    found = found.replace(valid=found.valid & (jnp.arange(len(points)) < number)[:, None])
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+
+def decode_again(
+    model: Sam,
+    variables: Variables,
+    state: ImageState,
+    points: Float[Array, "n 2"],
+    masks: Int[Array, " n"],
+    number: int | Int[Array, ""],
+) -> Float[Array, "n my mx"]:
+    """Return the low-res logits of one mask of each point: the first `number` of them, and zeros.
+
+    That the few masks of the end are decoded a second time is what makes memory independent of the grid.
+    """
+
+    def decode(inputs: tuple[Array, Array]) -> Array:
+        points, masks = inputs
+        logits, _ = _decode(model, variables, state, points)
+        return jnp.take_along_axis(logits, masks[:, None, None, None], axis=1)[:, 0]
+
+    return map_first(decode, (points, masks), number, default_chunk())
+
+
+def prepared(model: Sam, variables: Variables, image: Images) -> ImageState:
+    """Return the state of an image that may be one already."""
+    return image if isinstance(image, ImageState) else prepare_image(model, variables, jnp.asarray(image))
+
+
+def map_first(function: Callable[[Any], Any], inputs: Any, number: int | Int[AnyArray, ""], size: int) -> Any:
+    """Map a function of a batch over groups of `size` entries of the leading axis, but only the first `number` entries.
+
+    The results of other groups are zeros.
+    """
+    total = len(jax.tree.leaves(inputs)[0])
+    size = min(size, total)
+    groups = -(-total // size)
+    inputs = jax.tree.map(lambda x: jnp.pad(x, [(0, groups * size - total)] + [(0, 0)] * (x.ndim - 1)), inputs)
+
+    def run(i: Array, out: Any) -> Any:
+        group = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, i * size, size), inputs)
+        return jax.tree.map(lambda x, new: lax.dynamic_update_slice_in_dim(x, new, i * size, 0), out, function(group))
+
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[:size], inputs))
+    zeros = jax.tree.map(lambda x: jnp.zeros((groups * size, *x.shape[1:]), x.dtype), shapes)
+    out = lax.fori_loop(0, -(-jnp.minimum(number, total) // size), run, zeros)
+    return jax.tree.map(lambda x: x[:total], out)
+
+
+def _decode(
+    model: Sam, variables: Variables, state: ImageState, points: Float[Array, "n 2"]
+) -> tuple[Float[Array, "n 3 my mx"], Float[Array, "n 3"]]:
+    labels = jnp.ones((len(points), 1), jnp.int32)
+    prompts = Prompts.build(points=points[:, None], labels=labels, images=False)
+    logits, iou = select_masks(decode_batch(model, variables, state, prompts, default_chunk()))
+    return jnp.asarray(logits), jnp.asarray(iou)
+
+
+def _filtered(
+    model: Sam,
+    variables: Variables,
+    state: ImageState,
+    place: Place,
+    thresholds: Thresholds,
+    points: Float[Array, "n 2"],
+) -> Candidates:
+    """The three masks of each point, as [point, mask, ...]."""
+    logits, iou = _decode(model, variables, state, points)
+    logits, iou = logits.reshape(-1, *logits.shape[2:]), iou.reshape(-1).astype(jnp.float32)
+    wanted = _passes(iou > thresholds.pred_iou_thresh, thresholds.pred_iou_thresh)
+    order = _first(wanted)
+    offset = thresholds.stability_score_offset
+
+    def count(index: Int[Array, " k"]) -> Any:
+        sizes: Any = {"input_size": tuple(place.input_size), "original_size": place.size}
+        several = jnp.take(logits, index, 0, mode="clip")
+        return count_pixels(several, image_size=model.config.image_size, offset=offset, **sizes)
+
+    counted = map_first(count, order, wanted.sum(), together())
+    counted = jax.tree.map(lambda x: jnp.zeros_like(x).at[order].set(x, mode="drop"), counted)
+    # The official code divides by 0 for a mask that is empty at every threshold. 0 passes as few thresholds as NaN.
+    stability = counted.inner.astype(jnp.float32) / jnp.maximum(counted.outer, 1).astype(jnp.float32)
+    boxes = (counted.boxes + jnp.tile(place.crop[:2], 2)).astype(jnp.float32)
+    valid = wanted & ~_is_cut(boxes, place)
+    valid &= _passes(stability >= thresholds.stability_score_thresh, thresholds.stability_score_thresh)
+    found = Candidates(boxes, iou, stability, counted.area, valid)
+    return jax.tree.map(lambda x: x.reshape(len(points), MASKS, *x.shape[1:]), found)
+
+
+def _first(wanted: Bool[Array, " n"]) -> Int[Array, " n"]:
+    """The indices of wanted entries, then n."""
+    number = len(wanted)
+    place = jnp.where(wanted, jnp.cumsum(wanted) - 1, number)
+    return jnp.full(number, number).at[place].set(jnp.arange(number), mode="drop")
+
+
+def _passes(passed: Bool[Array, " n"], threshold: float | Float[AnyArray, ""]) -> Bool[Array, " n"]:
+    """A threshold of 0 or less turns its filter off."""
+    return passed | (jnp.asarray(threshold) <= 0)
+
+
+def _is_cut(boxes: Float[Array, "n 4"], place: Place) -> Bool[Array, " n"]:
+    """Whether a box comes near an edge of the crop that is no edge of the image (`is_box_near_crop_edge`)."""
+    height, width = place.image
+    image = jnp.stack([jnp.zeros_like(width), jnp.zeros_like(height), width, height])
+    near_crop, near_image = (jnp.abs(boxes - edges.astype(jnp.float32)) <= EDGE for edges in (place.crop, image))
+    return (near_crop & ~near_image).any(-1)
