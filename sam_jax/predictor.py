@@ -4,7 +4,6 @@ Nothing here computes: an image is prepared, encoded, decoded and resized by the
 remembers no more than `EncodedImage`s.
 """
 
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sam_jax.automatic.config import AutomaticConfig
+from sam_jax.automatic.grid import Crop
 from sam_jax.automatic.records import Record, generate_records
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.encoders.encoder import Encoder
@@ -158,6 +158,17 @@ class Predictor:
           ValueError: for settings that mean nothing, an image that cannot be read, or a region that does not fit it.
         """
         config = AutomaticConfig(**settings)
-        given = image if isinstance(image, EncodedImage) else rgb_pixels(image)
-        encode = functools.partial(encode_image, self.encoder, self.encoder_variables)
-        return generate_records(self.model, self.variables, given, encode, config, region)
+        if isinstance(image, EncodedImage):
+            if config.crop_n_layers:
+                raise ValueError(
+                    "Crops are encoded one by one, so crop_n_layers needs the image's pixels, not an EncodedImage."
+                )
+            return generate_records(self.model, self.variables, image.original_size, lambda _: image, config, region)
+        pixels = rgb_pixels(image)
+
+        def encode(crop: Crop) -> EncodedImage:
+            part = pixels[crop.y0 : crop.y1, crop.x0 : crop.x1]
+            return encode_image(self.encoder, self.encoder_variables, part)
+
+        height, width, _ = pixels.shape
+        return generate_records(self.model, self.variables, (height, width), encode, config, region)

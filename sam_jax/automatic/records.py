@@ -69,33 +69,24 @@ class _Mask(NamedTuple):
 def generate_records(
     model: Sam,
     variables: Variables,
-    image: EncodedImage | AnyArray,
-    encode: Callable[[AnyArray], EncodedImage],
+    size: Size,
+    encode: Callable[[Crop], EncodedImage],
     settings: AutomaticConfig,
     region: object = None,
 ) -> list[Record]:
-    """Return a record of every object; `Predictor.generate` says what the arguments are.
+    """Return a record of every object of an image, as `Predictor.generate` does.
 
     Args:
       model: the decoder.
       variables: its variables.
-      image: an encoded image, or pixels.
-      encode: what encodes pixels.
+      size: height and width of the image.
+      encode: what returns a crop of it, encoded; the first is the whole image.
       settings: how masks are found and filtered.
       region: where the points must lie.
     """
-    encoded = isinstance(image, EncodedImage)
-    size: Any = image.original_size if isinstance(image, EncodedImage) else image.shape[:2]
-    if encoded and settings.crop_n_layers:
-        raise ValueError(
-            "Crops are encoded one by one, so crop_n_layers needs the image's pixels, not an EncodedImage."
-        )
     region, grids = check_region(region, size), point_grids(settings)
     crops = make_crops(size, settings.crop_n_layers, settings.crop_overlap_ratio)
-    found = []
-    for crop in crops:
-        part: Any = image if isinstance(image, EncodedImage) else encode(image[crop.y0 : crop.y1, crop.x0 : crop.x1])
-        found.append(_search(model, variables, crop, part, size, grids[crop.layer], settings, region))
+    found = [_search(model, variables, crop, encode(crop), size, grids[crop.layer], settings, region) for crop in crops]
     masks = [_Mask(one, index) for one in found for index in range(len(one.points))]
     if len(crops) > 1:
         smallness = [1 / math.prod(mask.found.crop.size) for mask in masks]

@@ -274,6 +274,7 @@ def evaluate(
     data: Annotated[str, tyro.conf.Positional],
     checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    protocol: Literal["prompts", "everything"] = "prompts",
     embeddings: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
     family: Family = None,
     prefix: Prefix = None,
@@ -286,11 +287,14 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on a data set: IoU after 1, 3 and 5 clicks and of boxes, clicks needed, calibration.
 
+    With --protocol everything: the average recall of the first 10, 100 and 1,000 automatic masks.
+
     Args:
       data: a COCO JSON file; a folder with images/ and annotations.json or labels/; or drawn scenes that no training
         has seen, scenes or new-shapes.
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the folder to make, with evaluation.json and evaluation.png.
+      protocol: ask with the prompts of a simulated user, or for everything in the image.
       embeddings: a store that sam-jax embed made of the images; by default the checkpoint's encoder makes them.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
@@ -308,6 +312,7 @@ def evaluate(
         data,
         checkpoint,
         out,
+        protocol=protocol,
         embeddings=embeddings,
         family=family,
         prefix=prefix,

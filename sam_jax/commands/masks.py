@@ -180,7 +180,7 @@ def write_packed(path: Path, file: Path, pixels: np.ndarray, records: Sequence[R
     masks = np.zeros((len(records), height, -(-width // 8)), np.uint8)
     for mask, record in zip(masks, records, strict=True):
         mask[:] = np.packbits(decoded(record["segmentation"]), axis=-1)
-    columns = {
+    columns: Any = {
         name: np.array([record[name] for record in records])
         for name in ("area", "bbox", "predicted_iou", "stability_score", "point_coords")
     }

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from sam_jax.decoder.layers import gelu, layer_norm
 from sam_jax.encoders.config import TINY_VIT, TinyViTConfig
+from sam_jax.encoders.frame import FrameEncoder
 from sam_jax.encoders.vit import GeluMlp, Neck, merge_windows, split_windows
-from sam_jax.errors import describe
 
 NORM_EPS = 1e-5
 """Epsilon of the batch norms, and of the norms of tokens."""
@@ -200,7 +200,7 @@ class Stage(nn.Module):
         return x
 
 
-class TinyViT(nn.Module):
+class TinyViT(FrameEncoder):
     """MobileSAM's encoder: one normalised and padded image to one image embedding; `vmap` adds the image axis.
 
     Attributes:
@@ -218,23 +218,8 @@ class TinyViT(nn.Module):
         self.stage = [Stage(config, i) for i in range(4)]
         self.neck = Neck(config.out_width, dtype)
 
-    def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, "h w c"]:
-        """Return the image embedding.
-
-        Args:
-          image: RGB, normalised, then padded with zeros at the bottom and the right to `config.image_size`.
-
-        Raises:
-          ValueError: for an image of another size.
-        """
-        return self.encode_with_early_feature(image)[0]
-
-    def encode_with_early_feature(
-        self, image: Float[Array, "height width 3"]
-    ) -> tuple[Float[Array, "h w c"], Float[Array, "h w d"]]:
-        """Return the image embedding, and the output of stage 1, which SAM-HQ's decoder takes, too."""
-        if image.shape != (*self.config.image_size, 3):
-            raise ValueError(f"The image must have the shape {(*self.config.image_size, 3)}, got {describe(image)}.")
+    def encode(self, image: Float[Array, "height width 3"]) -> tuple[Float[Array, "h w c"], Float[Array, "h w d"]]:
+        """Return the image embedding, and as early feature the output of stage 1."""
         x = self.stem[1](gelu(self.stem[0](image)))
         features = []
         for stage in self.stage:

@@ -89,11 +89,11 @@ LAYERS = {"crop_n_layers": 2, "crop_n_points_downscale_factor": 2}
 @pytest.mark.parametrize(
     ("size", "at_least", "settings"),
     [
-        ((256, 256), 8, FEW | {"points_per_side": 16}),
-        ((256, 256), 150, MANY | {"points_per_side": 32}),
+        ((256, 256), 8, FEW | {"points_per_side": 32}),
+        ((256, 256), 80, MANY | {"points_per_side": 16}),
         ((400, 150), 30, MANY | {"points_per_side": 8}),
-        ((150, 500), 50, MANY | {"points_per_side": 8, "crop_n_layers": 1}),
-        ((700, 900), 30, MANY | {"points_per_side": 8} | LAYERS),
+        ((150, 500), 30, MANY | {"points_per_side": 6, "crop_n_layers": 1}),
+        ((400, 550), 20, MANY | {"points_per_side": 4} | LAYERS),
         ((20, 30), 20, MANY | {"points_per_side": 8, "box_nms_thresh": 0.9, "stability_score_offset": 0.3}),
     ],
     ids=["few", "many", "tall", "wide, crops", "large, two layers of crops", "tiny"],

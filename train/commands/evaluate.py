@@ -3,6 +3,7 @@
 import functools
 import itertools
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import track
@@ -16,6 +17,7 @@ from sam_jax.train.data.examples import Source
 from sam_jax.train.data.shapes import HELD_OUT_CLASSES, TRAINING_CLASSES
 from sam_jax.train.data.sources import DrawnScenes, Embedded, Encoded, open_source
 from sam_jax.train.evaluation.evaluate import evaluate
+from sam_jax.train.evaluation.everything import EverythingReport, evaluate_everything
 from sam_jax.train.evaluation.metrics import COCO_LIMITS
 from sam_jax.train.evaluation.report import MEANS_AFTER, Report
 
@@ -30,6 +32,7 @@ def run(
     checkpoint: str,
     out: Path,
     *,
+    protocol: Literal["prompts", "everything"] = "prompts",
     embeddings: Path | None = None,
     family: str | None = None,
     prefix: str | None = None,
@@ -59,15 +62,31 @@ def run(
         source = Encoded(source, functools.partial(encode_image, encoder, encoder_variables))
     number = min(images, len(source))
     examples = track((source[i] for i in range(number)), "Evaluating", number, console=Console(stderr=True))
-    report = evaluate(model, variables, examples, cap=cap, objects=objects, size_limits=size_limits or COCO_LIMITS)
-    report.save(out, overwrite=overwrite)
-    Console().print(table(report))
+    limits = size_limits or COCO_LIMITS
+    if protocol == "everything":
+        found = evaluate_everything(model, variables, examples, size_limits=limits)
+        found.save(out, overwrite=overwrite)
+        Console().print(recall_table(found))
+    else:
+        report = evaluate(model, variables, examples, cap=cap, objects=objects, size_limits=limits)
+        report.save(out, overwrite=overwrite)
+        Console().print(table(report))
 
 
 def limits_for(size: Size) -> tuple[int, int]:
     """Return COCO's borders between sizes, scaled from an image of 640 x 480 to one of another size."""
     small, large = (round(limit * size[0] * size[1] / _COCO_PIXELS) for limit in COCO_LIMITS)
     return small, large
+
+
+def recall_table(report: EverythingReport) -> Table:
+    """Return average recalls for the terminal."""
+    rows = Table("objects", "number", *(f"AR@{number:,}" for number in report.recall))
+    for name, number in report.objects.items():
+        recalls = [of_size[name] for of_size in report.recall.values()]
+        rows.add_row(name, str(number), *("" if recall is None else f"{recall:.3f}" for recall in recalls))
+    rows.caption = f"{report.masks:.0f} masks an image, {report.images} images"
+    return rows
 
 
 def table(report: Report) -> Table:

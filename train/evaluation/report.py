@@ -33,6 +33,14 @@ THRESHOLDS = (0.85, 0.90, 0.95)
 """IoUs to reach with few clicks."""
 
 
+def write_evaluation(folder: Path, numbers: str, picture: Image.Image, overwrite: bool) -> None:
+    """Write a folder with numbers as `evaluation.json` and a picture of them, `evaluation.png`, whole or not at all."""
+    with written_whole(folder, overwrite=overwrite) as new:
+        new.mkdir()
+        (new / "evaluation.json").write_text(numbers + "\n", "utf-8")
+        picture.save(new / "evaluation.png")
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What became of one object.
@@ -118,10 +126,7 @@ class Report:
         Raises:
           FileExistsError: if it exists already, unless told to overwrite.
         """
-        with written_whole(folder, overwrite=overwrite) as new:
-            new.mkdir()
-            (new / "evaluation.json").write_text(self.to_json() + "\n", "utf-8")
-            self.picture().save(new / "evaluation.png")
+        write_evaluation(folder, self.to_json(), self.picture(), overwrite)
 
     def picture(self) -> Image.Image:
         """Return curves of IoU over clicks and of the scores' calibration, and the samples below."""
