@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from random_model import MODEL
 
 from sam_jax import AutomaticConfig, EncodedImage, Predictor, encode_image
 from sam_jax.commands import cli
@@ -42,7 +43,7 @@ def test_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def evaluated(records: list[dict[str, Any]]) -> Any:
         monkeypatch.setattr(everything, "generate_records", lambda *_: records)
-        model: Any = None
+        model = MODEL
         return evaluate_everything(model, {}, [example], size_limits=(20, 300))
 
     report = evaluated(masks)
@@ -58,8 +59,8 @@ def test_the_small_sam_finds_drawn_objects(tmp_path: Path) -> None:
     predictor = Predictor.load(SMALL)
     encode = functools.partial(encode_image, predictor.encoder, predictor.encoder_variables)
     scenes = Encoded(DrawnScenes(2, (256, 256), TRAINING_CLASSES, held_out=True), encode)
-    settings = AutomaticConfig(**{**vars(PROPOSALS), "points_per_side": 12})
-    report = evaluate_everything(predictor.model, predictor.variables, list(scenes), settings=settings)
+    settings = AutomaticConfig(**{**vars(PROPOSALS), "points_per_side": 8})
+    report = evaluate_everything(predictor.model, predictor.variables, [scenes[0], scenes[1]], settings=settings)
     recalls = [report.recall[number]["all"] for number in (10, 100, 1000)]
     assert recalls == sorted(recalls)
     assert recalls[-1] > 0.4
@@ -84,7 +85,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_examples_without_objects_or_embeddings() -> None:
     example = Example(np.zeros((*SIZE, 3), np.uint8), np.zeros((0, *SIZE), bool), "a.png")
-    model: Any = None
+    model = MODEL
     with pytest.raises(ValueError, match=r"a\.png is not encoded"):
         evaluate_everything(model, {}, [example])
     with pytest.raises(ValueError, match="have no objects"):
