@@ -100,7 +100,9 @@ def identify(
         config = own_config(settings)
         config = dataclasses.replace(config, **frame(chosen, text)) if family else config
     elif naming != "hf":
-        raise CheckpointError("A config.json came with tensors that have Meta's names, so that it cannot be theirs.")
+        raise CheckpointError(
+            "The config.json is of another checkpoint: it is Hugging Face's, and the tensors have Meta's names."
+        )
     else:
         config = config_from_hf(settings)
         config = dataclasses.replace(config, **frame(chosen, text)) if family else config

@@ -119,7 +119,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.log_every, self.save_every, self.keep) < 1 or self.save_every % self.log_every:
             raise ValueError(
-                "LoopConfig needs positive numbers, and save_every as a multiple of log_every; got "
+                "LoopConfig needs positive numbers, and save_every must be a multiple of log_every; got "
                 f"steps={self.steps}, log_every={self.log_every}, save_every={self.save_every}, keep={self.keep}."
             )
 

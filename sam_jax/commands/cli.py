@@ -140,7 +140,7 @@ def masks(
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")],
     checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    kind: Literal["coco", "labels", "picture", "packed"] = "coco",
+    kind: Literal["coco", "polygons", "labels", "picture", "packed"] = "coco",
     points_per_side: int = 32,
     points_per_batch: int = 64,
     pred_iou_thresh: float = 0.88,
@@ -165,8 +165,9 @@ def masks(
       images: image files, or folders of them.
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the folder to write to, made where missing.
-      kind: what to write of an image: COCO's JSON; a 16-bit picture that numbers the masks; the image with all masks in
-        colours; or a NumPy file with a bit for each pixel of each mask.
+      kind: what to write of an image: COCO's JSON with run lengths; the same with polygons, for tools that read no run
+        lengths; a 16-bit picture that numbers the masks; the image with all masks in colours; or a NumPy file with the
+        masks as bits.
       points_per_side: a grid of so many points along each side is asked.
       points_per_batch: points that are decoded before their masks are filtered, a bound on memory.
       pred_iou_thresh: keep a mask if its predicted IoU is above; 0 keeps all.

@@ -19,13 +19,14 @@ from sam_jax.automatic.records import Record
 from sam_jax.files.checkpoints import provenance_of
 from sam_jax.images.draw import draw_everything
 from sam_jax.images.image_files import image_files
+from sam_jax.images.outlines import mask_polygons
 from sam_jax.images.read import read_image
 from sam_jax.images.run_lengths import decoded
 from sam_jax.predictor import Predictor
 
-Kind = Literal["coco", "labels", "picture", "packed"]
-"""What is written of an image: COCO's JSON; a picture of numbers, one for each mask; the image with all masks in
-colours; or a NumPy file with a bit for each pixel of each mask."""
+Kind = Literal["coco", "polygons", "labels", "picture", "packed"]
+"""What is written of an image: COCO's JSON with run lengths, or with polygons; a picture of numbers, one for each mask;
+the image with all masks in colours; or a NumPy file with a bit for each pixel of each mask."""
 
 SETTINGS = "settings.json"
 """Says what the files of a folder were made with."""
@@ -126,15 +127,20 @@ def _advance(progress: Progress, task: TaskID) -> None:
     progress.update(task, rate=f"{rate:.1f} images/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s an image")
 
 
-def write_coco(path: Path, file: Path, pixels: np.ndarray, records: Sequence[Record]) -> None:
-    """Write one image's masks in COCO's format for object detection, with `score` and `stability_score` for each."""
+def write_coco(
+    path: Path, file: Path, pixels: np.ndarray, records: Sequence[Record], outline: Callable[[Any], Any] = lambda x: x
+) -> None:
+    """Write one image's masks in COCO's format for object detection, with `score` and `stability_score` for each.
+
+    `outline` makes what is written of a record's run lengths.
+    """
     height, width = pixels.shape[:2]
     annotations = [
         {
             "id": i + 1,
             "image_id": 1,
             "category_id": 1,
-            "segmentation": record["segmentation"],
+            "segmentation": outline(record["segmentation"]),
             "area": record["area"],
             "bbox": _pixel_box(record["bbox"]),
             "iscrowd": 0,
@@ -150,6 +156,11 @@ def write_coco(path: Path, file: Path, pixels: np.ndarray, records: Sequence[Rec
         "categories": [{"id": 1, "name": "object"}],
     }
     path.write_text(json.dumps(content), "utf-8")
+
+
+def write_polygons(path: Path, file: Path, pixels: np.ndarray, records: Sequence[Record]) -> None:
+    """Write COCO's format with polygons, for tools that read no run lengths; holes are filled in them."""
+    write_coco(path, file, pixels, records, lambda runs: mask_polygons(decoded(runs)))
 
 
 def _pixel_box(bbox: Sequence[int]) -> list[int]:
@@ -192,6 +203,7 @@ Writer = Callable[[Path, Path, np.ndarray, Sequence[Record]], None]
 
 WRITERS: dict[Kind, tuple[Writer, str]] = {
     "coco": (write_coco, ".json"),
+    "polygons": (write_polygons, ".json"),
     "labels": (write_labels, ".png"),
     "picture": (write_picture, ".png"),
     "packed": (write_packed, ".npz"),

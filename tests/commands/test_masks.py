@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
+from scipy import ndimage
 
 from sam_jax import Predictor, label_map
 from sam_jax.commands import cli
@@ -62,6 +63,15 @@ def test_coco_files_are_read_back(run, folder: Path) -> None:
         x, y, width, height = annotation["bbox"]
         assert record["segmentation"][y : y + height, x : x + width].sum() == record["area"]
         assert annotation["score"] == pytest.approx(record["predicted_iou"])
+
+
+def test_polygons_are_read_back_with_holes_filled(run, folder: Path) -> None:
+    assert run(folder / "images" / "a.png", "-o", folder / "out", "--kind", "polygons")[0] == 0
+    read = COCO(str(folder / "out" / "a.json"))
+    for annotation, record in zip(read.loadAnns(read.getAnnIds()), records_of("a", folder), strict=True):
+        mask, polygons = record["segmentation"], read.annToMask(annotation).astype(bool)
+        np.testing.assert_array_equal(polygons & mask, mask)
+        assert not (polygons & ~ndimage.binary_fill_holes(mask)).any()
 
 
 def test_other_kinds(run, folder: Path) -> None:

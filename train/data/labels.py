@@ -153,7 +153,7 @@ class _Notes:
         if self.specks:
             yield (
                 f"{len(self.specks)} labels have many objects of fewer than {SPECK} pixels, such as {self.specks[0]}. "
-                "Labels that were resized, blurred or saved as JPEG look so."
+                "Labels look like this after they were resized, blurred or saved as JPEG."
             )
 
 
