@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2(2)
@@ -37,6 +37,16 @@ def written_whole(path: Path, *, overwrite: bool) -> Iterator[Path]:
             _replace_folder(new, path)
         else:
             os.replace(new, path)
+
+
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Remove what killed processes were writing, by `written_whole`, for these names in a folder.
+
+    No other process may be writing them. What is for other names stays: that may be another process's.
+    """
+    for workspace in folder.glob(".*.tmp"):
+        if workspace.name[1:].rsplit(".", 2)[0] in names:
+            shutil.rmtree(workspace)
 
 
 def _kind(path: Path) -> str:

@@ -9,7 +9,6 @@ where binary masks are asked for, `masks` of the same shape instead of `logits`.
 """
 
 import json
-import shutil
 import zipfile
 import zlib
 from collections import defaultdict
@@ -25,7 +24,7 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sam_jax.atomic import written_whole
+from sam_jax.atomic import remove_leftovers, written_whole
 from sam_jax.batch.decode import Sizes, round_up
 from sam_jax.batch.predict import check_inputs, predict_masks
 from sam_jax.batch.sharding import IMAGE, make_mesh, replicate, shard_inputs
@@ -82,7 +81,7 @@ def predict_folder(
     mesh = _check_mesh(mesh or make_mesh(jax.local_device_count(), jax.local_devices()))
     # Shares come before the results are looked at: processes look at different times, and have to agree without a word.
     share = sorted(source.glob("*.npz"))[jax.process_index() :: jax.process_count()]
-    _remove_leftovers(target, share)
+    remove_leftovers(target, {path.name for path in share})
     todo = [path for path in share if not (target / path.name).exists()]
     variables, problems, written = replicate(variables, mesh), [], []
 
@@ -201,14 +200,6 @@ def _write(target: Path, batch: list[Image], out: MaskPrediction, binary: bool) 
             else:
                 np.savez(path, logits=logits[mine].astype(np.float32), iou=iou[mine])
         yield target / image.name
-
-
-def _remove_leftovers(target: Path, share: list[Path]) -> None:
-    """Remove what `written_whole` was writing of this share when a process was killed."""
-    mine = {path.name for path in share}
-    for folder in target.glob(".*.tmp"):
-        if folder.name[1:].rsplit(".", 2)[0] in mine:
-            shutil.rmtree(folder)
 
 
 def _check_folders(source: Path, target: Path) -> tuple[Path, Path]:

@@ -153,6 +153,7 @@ def masks(
     crop_n_points_downscale_factor: int = 1,
     min_mask_region_area: int = 0,
     max_masks: int | None = None,
+    distributed: bool = False,
     family: Family = None,
     prefix: Prefix = None,
 ) -> None:
@@ -180,12 +181,17 @@ def masks(
       crop_n_points_downscale_factor: layer i has points_per_side / factor^i points along each side.
       min_mask_region_area: fill holes and remove islands of fewer pixels.
       max_masks: of each image, the first ones.
+      distributed: this is one of several hosts of a TPU or GPU job, which all run this command; each takes its share.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
     """
     from sam_jax.automatic.config import AutomaticConfig
     from sam_jax.commands.masks import run
 
+    if distributed:
+        import jax
+
+        jax.distributed.initialize()
     settings = AutomaticConfig(
         points_per_side=points_per_side,
         points_per_batch=points_per_batch,

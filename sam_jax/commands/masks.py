@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from sam_jax.atomic import written_whole
+from sam_jax.atomic import remove_leftovers, written_whole
 from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.automatic.labels import label_map
 from sam_jax.automatic.records import Record
@@ -45,6 +46,9 @@ def run(
 ) -> None:
     """Write the masks of the images whose file is not there yet, or that were changed since.
 
+    Each process of `jax.distributed` takes its share of the images. The processes share nothing but the folders: any of
+    them may die, and the same call finishes the rest.
+
     Args:
       paths: image files, and folders of them.
       checkpoint: what `Predictor.load` takes.
@@ -67,7 +71,9 @@ def run(
         raise ValueError(f"Several of the images would be written to {', '.join(twice) or out}: give them other names.")
     made = {"kind": kind, "checkpoint": provenance_of(checkpoint, family, prefix).sha256}
     _keep_settings(out, made | dataclasses.asdict(settings))
-    todo = [file for file in files if not _is_done(file, targets[file])]
+    share = files[jax.process_index() :: jax.process_count()]
+    remove_leftovers(out, {targets[file].name for file in share})
+    todo = [file for file in share if not _is_done(file, targets[file])]
     problems: list[str] = []
     masks = 0
     if todo:
@@ -87,10 +93,10 @@ def run(
                     with written_whole(targets[file], overwrite=True) as path:
                         write(path, file, pixels, records)
                 _advance(progress, task)
-    there = f", {len(files) - len(todo)} were there" if len(todo) < len(files) else ""
+    there = f", {len(share) - len(todo)} were there" if len(todo) < len(share) else ""
     console.print(f"Wrote {masks:,} masks of {len(todo) - len(problems)} images to {out}{there}")
     if problems:
-        raise ValueError(f"{len(problems)} of {len(files)} images were not read. {' '.join(problems)}")
+        raise ValueError(f"{len(problems)} of {len(share)} images were not read. {' '.join(problems)}")
 
 
 def _fields(settings: AutomaticConfig) -> dict[str, Any]:
@@ -106,7 +112,7 @@ def _keep_settings(out: Path, made: dict[str, Any]) -> None:
         if other:
             raise ValueError(f"{out} was made with other settings ({'; '.join(other)}): name another folder.")
         return
-    with written_whole(file, overwrite=False) as path:
+    with written_whole(file, overwrite=True) as path:  # another process may write the same at the same time
         path.write_text(json.dumps(made, indent=2) + "\n", "utf-8")
 
 
@@ -117,7 +123,8 @@ def _is_done(file: Path, target: Path) -> bool:
 def _progress(console: Console) -> Progress:
     rate = TextColumn("{task.fields[rate]}")
     text = TextColumn("{task.description}")
-    return Progress(text, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), console=console)
+    columns = text, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()
+    return Progress(*columns, console=console, disable=jax.process_index() > 0)  # the others' shares are alike
 
 
 def _advance(progress: Progress, task: TaskID) -> None:

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -20,7 +19,7 @@ import numpy as np
 import tensorstore
 from jaxtyping import Float, Int, UInt8
 
-from sam_jax.atomic import written_whole
+from sam_jax.atomic import remove_leftovers, written_whole
 from sam_jax.batch.decode import embeddings_of
 from sam_jax.errors import describe, in_words
 from sam_jax.files.manifest import Provenance
@@ -202,9 +201,7 @@ class EmbeddingStore:
 
     def remove_leftovers(self, names: Sequence[str]) -> None:
         """Remove what a killed process was writing of the given images; no other process may be writing these."""
-        for folder in self.path.glob(".*.tmp"):
-            if folder.name[1:].rsplit(".", 2)[0] in names:
-                shutil.rmtree(folder)
+        remove_leftovers(self.path, names)
 
     def _attributes(self, name: str) -> dict[str, Any]:
         return json.loads((self.path / name / NAME).read_bytes())["attributes"]
