@@ -93,8 +93,8 @@ def run(
                     with written_whole(targets[file], overwrite=True) as path:
                         write(path, file, pixels, records)
                 _advance(progress, task)
-    there = f", {len(share) - len(todo)} were there" if len(todo) < len(share) else ""
-    console.print(f"Wrote {masks:,} masks of {len(todo) - len(problems)} images to {out}{there}")
+    there = f"; {len(share) - len(todo)} were there" if len(todo) < len(share) else ""
+    console.print(f"Wrote {masks:,} masks to {out}, for {len(todo) - len(problems)} of {len(share)} images{there}")
     if problems:
         raise ValueError(f"{len(problems)} of {len(share)} images were not read. {' '.join(problems)}")
 

@@ -55,7 +55,7 @@ def test_coco_files_are_read_back(run, folder: Path) -> None:
     code, said = run(folder / "images", "-o", folder / "out")
     want = records_of("a", folder)
     assert (code, len(want) > 3) == (0, True)
-    assert "masks of 2 images" in said
+    assert "for 2 of 2 images" in said
     read = COCO(str(folder / "out" / "a.json"))
     for annotation, record in zip(read.loadAnns(read.getAnnIds()), want, strict=True):
         np.testing.assert_array_equal(read.annToMask(annotation), record["segmentation"])
@@ -95,11 +95,11 @@ def test_the_same_command_does_the_rest(run, folder: Path) -> None:
     before = first.stat().st_mtime_ns
     second.unlink()
     code, said = run(folder / "images", "-o", folder / "out")
-    assert (code, "of 1 images" in said, "1 were there" in said) == (0, True, True)
+    assert (code, "for 1 of 2 images" in said, "1 were there" in said) == (0, True, True)
     assert first.stat().st_mtime_ns == before
     assert second.exists()
     os.utime(folder / "images" / "a.png", (2e9, 2e9))  # changed since
-    assert "of 1 images" in run(folder / "images", "-o", folder / "out")[1]
+    assert "for 1 of 2 images" in run(folder / "images", "-o", folder / "out")[1]
 
 
 def test_other_settings_want_another_folder(run, folder: Path) -> None:
