@@ -1,5 +1,6 @@
 """The masks of a grid of points on one image that pass the filters, as numbers: no mask is kept."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from sam_jax.automatic.config import AutomaticConfig
+from sam_jax.automatic.nms import box_nms
 from sam_jax.automatic.statistics import count_pixels
 from sam_jax.batch.decode import Images, decode_batch, default_chunk
 from sam_jax.batch.select import select_masks
@@ -54,6 +57,16 @@ class Thresholds:
     box_nms_thresh: float | Float[AnyArray, ""]
 
 
+def thresholds_of(settings: AutomaticConfig) -> Thresholds:
+    """Return the settings of the filters."""
+    return Thresholds(
+        settings.pred_iou_thresh,
+        settings.stability_score_thresh,
+        settings.stability_score_offset,
+        settings.box_nms_thresh,
+    )
+
+
 @struct.dataclass
 class Candidates:
     """Masks of points, three of each, in the order of the points: `*n` is [mask], or [point, mask].
@@ -78,7 +91,7 @@ def together() -> int:
     return 16 if jax.default_backend() == "cpu" else 64
 
 
-def find_candidates(
+def find_masks(
     model: Sam,
     variables: Variables,
     state: ImageState,
@@ -87,8 +100,8 @@ def find_candidates(
     place: Place,
     thresholds: Thresholds,
     batch: int,
-) -> Candidates:
-    """Decode the points and filter their masks, `batch` points after another.
+) -> tuple[Candidates, Int[Array, " m"], Int[Array, ""]]:
+    """Decode the points, `batch` after another, and filter their masks.
 
     Args:
       model: the decoder.
@@ -99,11 +112,15 @@ def find_candidates(
       place: where the crop lies.
       thresholds: of the filters.
       batch: points whose low-res logits exist at once.
+
+    Returns:
+      All masks, and what `box_nms` returns for those that passed the other filters.
     """
     function = functools.partial(_filtered, model, variables, state, place, thresholds)
     found = map_first(function, points, number, batch)
-    found = found.replace(valid=found.valid & (jnp.arange(len(points)) < number)[:, None])
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+    found = dataclasses.replace(found, valid=found.valid & (jnp.arange(len(points)) < number)[:, None])
+    found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+    return found, *box_nms(found.boxes, found.iou, found.valid, thresholds.box_nms_thresh)
 
 
 def decode_again(

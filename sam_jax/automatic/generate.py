@@ -8,14 +8,13 @@ from jaxtyping import Array, Bool, Float, Int
 from sam_jax.automatic.candidates import (
     MASKS,
     Place,
-    Thresholds,
     decode_again,
-    find_candidates,
+    find_masks,
     prepared,
+    thresholds_of,
 )
 from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.automatic.grid import point_grids
-from sam_jax.automatic.nms import box_nms
 from sam_jax.batch.decode import Images
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.images.resize import TracedSize
@@ -88,8 +87,8 @@ def generate_masks(
     place = Place(jnp.stack([rows, columns]), jnp.stack([zero, zero, width, height]), jnp.stack([height, width]))
     state = prepared(model, variables, image)
     number, batch = len(points), settings.points_per_batch
-    found = find_candidates(model, variables, state, points, number, place, thresholds_of(settings), batch)
-    kept, count = box_nms(found.boxes, found.iou, found.valid, settings.box_nms_thresh)
+    thresholds = thresholds_of(settings)
+    found, kept, count = find_masks(model, variables, state, points, number, place, thresholds, batch)
     room = settings.max_masks or MAX_MASKS
     kept = jnp.pad(kept, (0, max(0, room - len(kept))))[:room]
     valid = jnp.arange(room) < count
@@ -100,13 +99,3 @@ def generate_masks(
         lambda x: jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, 0), (logits, boxes, iou, stability, area, asked)
     )
     return GeneratedMasks(*filled, valid=valid, count=count)
-
-
-def thresholds_of(settings: AutomaticConfig) -> Thresholds:
-    """Return the settings of the filters."""
-    return Thresholds(
-        settings.pred_iou_thresh,
-        settings.stability_score_thresh,
-        settings.stability_score_offset,
-        settings.box_nms_thresh,
-    )

@@ -1,6 +1,5 @@
 """Every object of an image at its own size, as the official generator's records."""
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -8,30 +7,27 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from sam_jax.automatic.candidates import (
     MASKS,
     Candidates,
     Place,
-    Thresholds,
     decode_again,
-    find_candidates,
+    find_masks,
     prepared,
+    thresholds_of,
 )
 from sam_jax.automatic.config import AutomaticConfig
-from sam_jax.automatic.generate import thresholds_of
 from sam_jax.automatic.grid import Crop, check_region, in_region, make_crops, point_grids
 from sam_jax.automatic.nms import box_nms
 from sam_jax.automatic.regions import without_small_regions
-from sam_jax.batch.decode import Images
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.fast.low_rank import ImageState
 from sam_jax.images.full_size import binary_masks
 from sam_jax.images.pixels import EncodedImage
 from sam_jax.images.resize import Size
 from sam_jax.images.run_lengths import coco_run_lengths, run_lengths
-from sam_jax.prompts import AnyArray
 
 Record = dict[str, Any]
 """What the official generator returns for a mask: `segmentation`, `area`, `bbox` (x, y, width, height),
@@ -42,6 +38,11 @@ DECODED = 64
 
 FULL_SIZE = 4
 """Masks that exist as pixels beside the result."""
+
+
+_prepare = jax.jit(prepared, static_argnames="model")
+_find = jax.jit(find_masks, static_argnames=("model", "batch"))
+_decode_again = jax.jit(decode_again, static_argnames="model")
 
 
 class _Found(NamedTuple):
@@ -128,26 +129,6 @@ def _search(
     return _Found(crop, encoded, points[kept // MASKS], kept % MASKS, jax.tree.map(lambda x: x[kept], candidates))
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _prepare(model: Sam, variables: Variables, image: Images) -> ImageState:
-    return prepared(model, variables, image)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "batch"))
-def _find(
-    model: Sam,
-    variables: Variables,
-    state: ImageState,
-    points: Float[AnyArray, "n 2"],
-    number: Int[AnyArray, ""],
-    place: Place,
-    thresholds: Thresholds,
-    batch: int,
-) -> tuple[Candidates, Int[Array, " m"], Int[Array, ""]]:
-    found = find_candidates(model, variables, state, points, number, place, thresholds, batch)
-    return found, *box_nms(found.boxes, found.iou, found.valid, thresholds.box_nms_thresh)
-
-
 def _kept(boxes: Sequence[Any], scores: Sequence[float], threshold: float) -> Int[np.ndarray, " n"]:
     """`box_nms` for any number of boxes, by programs of few sizes."""
     number = len(boxes)
@@ -156,9 +137,6 @@ def _kept(boxes: Sequence[Any], scores: Sequence[float], threshold: float) -> In
     padded[:number], values[:number] = np.reshape(boxes, (-1, 4)), scores
     kept, count = jax.device_get(box_nms(padded, values, np.arange(room) < number, np.float32(threshold)))
     return kept[:count]
-
-
-_decode_again = jax.jit(decode_again, static_argnames="model")
 
 
 def _pixels(

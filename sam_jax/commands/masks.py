@@ -88,7 +88,7 @@ def run(
                 except ValueError as error:
                     problems.append(str(error))
                 else:
-                    records = predictor.generate(pixels, **_fields(settings))
+                    records = predictor.generate(pixels, **vars(settings))
                     masks += len(records)
                     with written_whole(targets[file], overwrite=True) as path:
                         write(path, file, pixels, records)
@@ -97,10 +97,6 @@ def run(
     console.print(f"Wrote {masks:,} masks to {out}, for {len(todo) - len(problems)} of {len(share)} images{there}")
     if problems:
         raise ValueError(f"{len(problems)} of {len(share)} images were not read. {' '.join(problems)}")
-
-
-def _fields(settings: AutomaticConfig) -> dict[str, Any]:
-    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
 
 
 def _keep_settings(out: Path, made: dict[str, Any]) -> None:

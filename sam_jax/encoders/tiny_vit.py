@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from sam_jax.decoder.layers import gelu, layer_norm
 from sam_jax.encoders.config import TINY_VIT, TinyViTConfig
-from sam_jax.encoders.frame import FrameEncoder
+from sam_jax.encoders.frame import check_frame
 from sam_jax.encoders.vit import GeluMlp, Neck, merge_windows, split_windows
 
 NORM_EPS = 1e-5
@@ -200,7 +200,7 @@ class Stage(nn.Module):
         return x
 
 
-class TinyViT(FrameEncoder):
+class TinyViT(nn.Module):
     """MobileSAM's encoder: one normalised and padded image to one image embedding; `vmap` adds the image axis.
 
     Attributes:
@@ -218,8 +218,22 @@ class TinyViT(FrameEncoder):
         self.stage = [Stage(config, i) for i in range(4)]
         self.neck = Neck(config.out_width, dtype)
 
-    def encode(self, image: Float[Array, "height width 3"]) -> tuple[Float[Array, "h w c"], Float[Array, "h w d"]]:
-        """Return the image embedding, and as early feature the output of stage 1."""
+    def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, "h w c"]:
+        """Return the image embedding.
+
+        Args:
+          image: RGB, normalised, then padded with zeros at the bottom and the right to `config.image_size`.
+
+        Raises:
+          ValueError: for an image of another size.
+        """
+        return self.encode_with_early_feature(image)[0]
+
+    def encode_with_early_feature(
+        self, image: Float[Array, "height width 3"]
+    ) -> tuple[Float[Array, "h w c"], Float[Array, "h w d"]]:
+        """Return the image embedding, and the output of stage 1, which SAM-HQ's decoder takes, too."""
+        check_frame(image, self.config.image_size)
         x = self.stem[1](gelu(self.stem[0](image)))
         features = []
         for stage in self.stage:

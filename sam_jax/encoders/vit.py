@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from sam_jax.decoder.layers import CONV_NORM_EPS, PatchConv, gelu, layer_norm
 from sam_jax.encoders.config import VIT_B, ViTConfig
-from sam_jax.encoders.frame import FrameEncoder
+from sam_jax.encoders.frame import check_frame
 
 BLOCK_NORM_EPS = 1e-6
 """Epsilon of the norms in the blocks (`segment_anything/build_sam.py`; PyTorch's default would be 1e-5)."""
@@ -211,7 +211,7 @@ class Neck(nn.Module):
         return layer_norm(CONV_NORM_EPS, self.dtype, name="norm_2")(x)
 
 
-class ImageEncoder(FrameEncoder):
+class ImageEncoder(nn.Module):
     """SAM's ViT: one normalised and padded image to one image embedding; `vmap` adds the image axis.
 
     Attributes:
@@ -231,9 +231,23 @@ class ImageEncoder(FrameEncoder):
         self.block = [Block(config, config.window(i)) for i in range(config.depth)]
         self.neck = Neck(config.out_width, dtype)
 
-    def encode(self, image: Float[Array, "height width 3"]) -> tuple[Float[Array, "h w c"], Float[Array, "h w d"]]:
-        """Return the image embedding, and as early feature the output of the first global block."""
+    def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, "h w c"]:
+        """Return the image embedding.
+
+        Args:
+          image: RGB, normalised, then padded with zeros at the bottom and the right to `config.image_size`.
+
+        Raises:
+          ValueError: for an image of another size.
+        """
+        return self.encode_with_early_feature(image)[0]
+
+    def encode_with_early_feature(
+        self, image: Float[Array, "height width 3"]
+    ) -> tuple[Float[Array, "h w c"], Float[Array, "h w d"]]:
+        """Return the image embedding, and the output of the first global block, which SAM-HQ's decoder takes, too."""
         config = self.config
+        check_frame(image, config.image_size)
         x = self.patch_embedding(image) + self.position_embedding.astype(config.dtype)
         early = x
         if config.remat and not self.is_initializing():
