@@ -24,9 +24,10 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     if not paths:
         raise ValueError("No image is given: name image files, or folders of them.")
     for path in paths:
-        matched = [] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
-        files += [file for file in matched if _is_image(file, suffixes)]
+        named = [] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        matched = [file for file in named if _is_image(file, suffixes)]
         if matched:
+            files += matched
             continue
         if not path.exists():
             raise ValueError(f"There is no file or folder {path}.")

@@ -119,6 +119,12 @@ def test_a_bad_image_is_named_at_the_end(run, folder: Path) -> None:
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.json", "b.json", "settings.json"]
 
 
+def test_a_pattern_that_no_image_has(run, folder: Path) -> None:
+    (folder / "images" / "notes.txt").write_text("no image")
+    code, said = run(folder / "images" / "*.txt", "-o", folder / "out")
+    assert (code, "There is no file or folder" in said) == (1, True)
+
+
 def test_settings_that_mean_nothing_write_nothing(run, folder: Path) -> None:
     code, said = run(folder / "images", "-o", folder / "out", "--crop-n-layers", "9")
     assert (code, "crop_n_layers must be a whole number of at least 0 and at most 4, got 9" in said) == (1, True)
