@@ -114,9 +114,9 @@ class OfficialDecoder(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sparse and dense embeddings of prompts, given as for `Prompts.build`."""
         return self.prompt_encoder(
-            points=None if points is None else (_float(points), _float(labels)),
-            boxes=None if boxes is None else _float(boxes),
-            masks=None if masks is None else _float(masks)[:, None],
+            points=None if points is None else (as_float(points), as_float(labels)),
+            boxes=None if boxes is None else as_float(boxes),
+            masks=None if masks is None else as_float(masks)[:, None],
         )
 
     def tensors(self) -> dict[str, np.ndarray]:
@@ -128,7 +128,8 @@ class OfficialDecoder(torch.nn.Module):
         self.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
 
 
-def _float(value: Any) -> torch.Tensor:
+def as_float(value: Any) -> torch.Tensor:
+    """Return an array as a tensor of float32."""
     return torch.tensor(np.asarray(value, np.float32))
 
 
