@@ -14,6 +14,7 @@ from sam_jax.files.embeddings import EmbeddingStore, StoredDType, digest_of
 from sam_jax.images.image_files import image_files
 from sam_jax.images.pixels import EncodedImage, encode_image
 from sam_jax.images.read import read_image
+from sam_jax.walk import read_ahead
 
 
 def run(
@@ -71,9 +72,10 @@ def _encode(
     encoder: Encoder, variables: Variables, files: Sequence[Path], problems: list[str]
 ) -> Iterator[tuple[str, EncodedImage, str]]:
     """Images as they are handed to the device. Files that cannot be read are told in `problems`."""
-    for file in files:
+    for file, pixels in read_ahead(files, read_image):
         try:
-            pixels = read_image(file)
+            if isinstance(pixels, ValueError):
+                raise pixels
             yield file.name, encode_image(encoder, variables, pixels), digest_of(pixels)
         except ValueError as error:
             problems.append(str(error))

@@ -44,7 +44,7 @@ def prepare(
     Raises:
       ValueError: if the image is not uint8 [height, width, 3].
     """
-    _check(image, np.uint8)
+    check_pixels(image, np.uint8)
     original_size = image.shape[0], image.shape[1]
     height, width = image_size if preprocessing == "medsam" else input_size_for(original_size, image_size)
     frame = np.zeros((*image_size, 3), np.float32)
@@ -94,7 +94,7 @@ def prepare_on_device(
     Raises:
       ValueError: if the image is not [height, width, 3].
     """
-    _check(image, np.uint8, np.floating)
+    check_pixels(image, np.uint8, np.floating)
     height, width = input_size_for((image.shape[0], image.shape[1]), image_size)
     pixels = image.astype(jnp.float32)
     for shape in ((image.shape[0], width, 3), (height, width, 3)):
@@ -105,7 +105,8 @@ def prepare_on_device(
     return jnp.pad(normalised, ((0, image_size[0] - height), (0, image_size[1] - width), (0, 0)))
 
 
-def _check(image: np.ndarray | Array, *dtypes: type) -> None:
+def check_pixels(image: np.ndarray | Array, *dtypes: type) -> None:
+    """Raise a ValueError if an image is not [height, width, 3] with some pixels, of one of the types."""
     fits = image.ndim == 3 and image.shape[-1] == 3 and 0 not in image.shape
     if not fits or not any(jnp.issubdtype(image.dtype, dtype) for dtype in dtypes):
         kinds = " or ".join({np.uint8: "uint8", np.floating: "float"}[dtype] for dtype in dtypes)
