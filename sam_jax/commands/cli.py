@@ -37,7 +37,7 @@ def convert(
 
     Args:
       source: a .pth, .pt or .safetensors file, a Hugging Face folder, a folder that this command made, or the name of a
-        published checkpoint: sam_vit_b, sam_vit_l, sam_vit_h, mobile_sam.
+        published checkpoint such as sam_vit_b, which is downloaded; a wrong name lists them all.
       out: what to write: a .safetensors or (with PyTorch installed) .pth file, else a folder that sam_jax.load reads.
       naming: whose names the tensors of a file get, Meta's or Hugging Face's.
       family: whose settings to use, where the source does not tell; a wrong name lists them all.
