@@ -1,4 +1,4 @@
-"""Published checkpoints by name: where they are, what they must be, and fetching them."""
+"""Checkpoints by name: published ones, of which is known where and what they are, and the Hugging Face Hub's."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ import pooch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TimeRemainingColumn, TransferSpeedColumn
 
+from sam_jax.convert.hub import Repository, fetch_repository
 from sam_jax.errors import CheckpointError
 
 
@@ -102,18 +103,43 @@ PUBLISHED = {
 """The checkpoints that can be asked for by name. The digests are those that several independent projects list."""
 
 
-def locate(source: str | os.PathLike[str]) -> Path:
-    """Return the path of a source: of what is there under that name, else of a published checkpoint, downloaded first.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint on this machine.
+
+    Attributes:
+      path: of its file or folder.
+      name: of its file or folder, or of the repository that it was downloaded from, with the revision.
+      commit: the hash of the repository's commit; None for what is from elsewhere.
+    """
+
+    path: Path
+    name: str
+    commit: str | None = None
+
+
+def locate(checkpoint: str | os.PathLike[str]) -> Source:
+    """Find a checkpoint: what is there under that name, else a published one or a repository's, downloaded first.
+
+    Args:
+      checkpoint: a path, a name of `PUBLISHED`, or a repository of the Hugging Face Hub: `owner/name` or
+        `owner/name@revision`.
 
     Raises:
-      CheckpointError: if it is neither, or the download fails.
+      CheckpointError: if it is none of them, or the download fails.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    if str(source) in PUBLISHED:
-        return fetch(PUBLISHED[str(source)])
-    raise CheckpointError(f"There is no {path}, and no published checkpoint of that name ({', '.join(PUBLISHED)}).")
+    path = Path(checkpoint).expanduser()
+    name = str(checkpoint)
+    if not path.exists():
+        if repository := Repository.parse(name):
+            found, commit = fetch_repository(repository)
+            return Source(found, str(repository), commit)
+        if name not in PUBLISHED:
+            raise CheckpointError(
+                f"There is no {path}, and no published checkpoint of that name ({', '.join(PUBLISHED)})."
+            )
+        path = fetch(PUBLISHED[name])
+    return Source(path, path.resolve().name)
 
 
 def fetch(checkpoint: Published, folder: Path | None = None) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_jax.convert.download import PUBLISHED, Published, fetch, locate
+from sam_jax.convert.download import PUBLISHED, Published, Source, fetch, locate
 from sam_jax.errors import CheckpointError
 
 CONTENT = bytes(range(256)) * 5000  # more than one chunk of the downloader
@@ -131,10 +131,10 @@ def test_a_name_is_downloaded_unless_something_of_that_name_is_there(published, 
     monkeypatch.setitem(PUBLISHED, "sam_vit_b", published)
     monkeypatch.chdir(tmp_path)
     downloaded = locate("sam_vit_b")
-    assert downloaded == tmp_path / "cache" / "sam-jax" / "sam.pth"
-    assert downloaded.read_bytes() == CONTENT
+    assert downloaded == Source(tmp_path / "cache" / "sam-jax" / "sam.pth", "sam.pth")
+    assert downloaded.path.read_bytes() == CONTENT
     Path("sam_vit_b").mkdir()
-    assert locate("sam_vit_b") == Path("sam_vit_b")
+    assert locate("sam_vit_b").path == Path("sam_vit_b")
     with pytest.raises(CheckpointError, match=r"no sam_vit_x, and no published checkpoint .*sam_vit_b, sam_vit_l"):
         locate("sam_vit_x")
 
