@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import grain
-import jax
 
 T = TypeVar("T")
 
@@ -18,7 +17,8 @@ def share_of_process(files: Sequence[Path]) -> list[Path]:
 
     Take the share first, and look at what is done already afterwards: processes look at different times.
     """
-    return list(files[jax.process_index() :: jax.process_count()])
+    shard = grain.sharding.ShardByJaxProcess()
+    return list(files[shard.shard_index :: shard.shard_count])
 
 
 def read_ahead(files: Sequence[Path], read: Callable[[Path], T]) -> Iterator[tuple[Path, T | ValueError]]:

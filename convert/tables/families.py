@@ -96,8 +96,9 @@ _HQ = r"\bh[fq]_token\.weight "
 _CONV_S0 = r"\bconv_s0\."
 
 Evidence = tuple[tuple[tuple[str, ...], str], ...]
-"""A checkpoint is recognised in its listing, one line per tensor, `name (shape)`. The first entry all of whose patterns are
-found names the family."""
+"""Patterns and the family that they tell. A checkpoint is recognised in its listing, one line per tensor, `name (shape)`:
+the first entry all of whose patterns are found counts.
+"""
 
 _IN_THE_DECODER: Evidence = (
     ((_OBJECT_SCORE, _HQ), "hq_sam2"),
