@@ -96,8 +96,8 @@ _HQ = r"\bh[fq]_token\.weight "
 _CONV_S0 = r"\bconv_s0\."
 
 Evidence = tuple[tuple[tuple[str, ...], str], ...]
-"""Patterns and the family that they tell. A checkpoint is recognised in its listing, one line per tensor, `name (shape)`:
-the first entry all of whose patterns are found counts.
+"""Patterns and the family that they tell. They are looked for in a checkpoint's listing, one line per tensor, `name
+(shape)`; the first entry all of whose patterns are found counts.
 """
 
 _IN_THE_DECODER: Evidence = (
