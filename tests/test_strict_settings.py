@@ -81,7 +81,16 @@ def test_clicks_one_after_another_and_a_mesh() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        ViTConfig(width=16, depth=2, heads=2, window_size=3, global_blocks=(1,), out_width=32, image_size=(128, 128)),
+        ViTConfig(
+            width=16,
+            depth=2,
+            heads=2,
+            mlp_width=64,
+            window_size=3,
+            global_blocks=(1,),
+            out_width=32,
+            image_size=(128, 128),
+        ),
         dataclasses.replace(
             TINY_VIT, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), heads=(1, 2, 2), window_sizes=(2, 2, 2), out_width=32
         ),

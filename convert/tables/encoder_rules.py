@@ -125,7 +125,7 @@ def _vit_sizes(config: ViTConfig) -> dict[str, int]:
         "c": config.width,
         "t": 3 * config.width,
         "d": config.width // config.heads,
-        "f": config.mlp_ratio * config.width,
+        "f": config.mlp_width,
         "e": config.out_width,
         "p": config.patch_size,
         "h": height,

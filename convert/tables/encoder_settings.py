@@ -63,7 +63,7 @@ def vit_from_shapes(shapes: Mapping[str, Shape], naming: Naming) -> EncoderConfi
         width=width,
         depth=depth,
         heads=width // max(1, found.get("d", width)),
-        mlp_ratio=found.get("f", 4 * width) // max(1, width),
+        mlp_width=found.get("f", 4 * width),
         patch_size=patch,
         window_size=window,
         global_blocks=global_blocks,
@@ -105,15 +105,21 @@ def vit_from_hf(settings: Mapping[str, Any]) -> EncoderConfig:
     vision = section_of(settings, "vision_config")
     demand(vision, hidden_act="gelu", layer_norm_eps=1e-6, num_channels=3)
     demand(vision, qkv_bias=True, use_abs_pos=True, use_rel_pos=True)
-    width = positive(vision, "hidden_size", 768)
-    ratio = positive(vision, "mlp_dim", 1) / width if vision.get("mlp_dim") else vision.get("mlp_ratio", 4)
-    if not isinstance(ratio, int | float) or ratio % 1:
-        raise CheckpointError(f"config.json's mlp_ratio must be a whole number, got {describe(ratio)}.")
     given: dict[str, Any] = {field: vision[key] for key, field in _HF_VISION.items() if key in vision}
     if "global_attn_indexes" in vision:
         given["global_blocks"] = vision["global_attn_indexes"]
     size = positive(vision, "image_size", 1024)
-    return _config("vit", **given, mlp_ratio=int(ratio), image_size=(size, size))
+    return _config("vit", **given, mlp_width=_hf_mlp_width(vision), image_size=(size, size))
+
+
+def _hf_mlp_width(vision: Mapping[str, Any]) -> int:
+    """Return `mlp_dim` where it is given, else `mlp_ratio` times the width, as `SamVisionConfig` does."""
+    if vision.get("mlp_dim") is not None:
+        return positive(vision, "mlp_dim", 1)
+    ratio = vision.get("mlp_ratio", 4)
+    if not isinstance(ratio, int | float) or not math.isfinite(ratio):
+        raise CheckpointError(f"config.json's mlp_ratio must be a number, got {describe(ratio)}.")
+    return int(positive(vision, "hidden_size", 768) * ratio)
 
 
 def _count(names: Iterable[str], prefix: str) -> int:

@@ -33,7 +33,7 @@ class ViTConfig:
       width: channels inside the encoder.
       depth: number of blocks.
       heads: attention heads of every block.
-      mlp_ratio: hidden width of each block's MLP as a multiple of `width`.
+      mlp_width: hidden width of each block's MLP; SlimSAM's is no multiple of `width`.
       patch_size: side in pixels of the square that becomes one token.
       window_size: side in tokens of the windows that most blocks attend within.
       global_blocks: indices, in rising order, of the blocks that attend to the whole image.
@@ -48,7 +48,7 @@ class ViTConfig:
     width: int = 768
     depth: int = 12
     heads: int = 12
-    mlp_ratio: int = 4
+    mlp_width: int = 3072
     patch_size: int = 16
     window_size: int = 14
     global_blocks: tuple[int, ...] = (2, 5, 8, 11)
@@ -61,7 +61,7 @@ class ViTConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "global_blocks", tuple(self.global_blocks))
         object.__setattr__(self, "image_size", tuple(self.image_size))
-        for name in ("width", "depth", "heads", "mlp_ratio", "patch_size", "window_size", "out_width"):
+        for name in ("width", "depth", "heads", "mlp_width", "patch_size", "window_size", "out_width"):
             check_positive(self, name)
         if self.width % self.heads:
             raise ValueError(f"ViTConfig.width must be divisible by heads = {self.heads}, got {self.width}.")
@@ -96,12 +96,12 @@ class ViTConfig:
 
 VIT_B = ViTConfig()
 """`vit_b` of the official package."""
-VIT_L = ViTConfig(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))
+VIT_L = ViTConfig(width=1024, depth=24, heads=16, mlp_width=4096, global_blocks=(5, 11, 17, 23))
 """`vit_l` of the official package."""
-VIT_H = ViTConfig(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))
+VIT_H = ViTConfig(width=1280, depth=32, heads=16, mlp_width=5120, global_blocks=(7, 15, 23, 31))
 """`vit_h` of the official package."""
 VIT_TINY = ViTConfig(
-    width=32, depth=4, heads=2, window_size=3, global_blocks=(1, 3), out_width=32, image_size=(128, 128)
+    width=32, depth=4, heads=2, mlp_width=128, window_size=3, global_blocks=(1, 3), out_width=32, image_size=(128, 128)
 )
 """An encoder small enough for tests and first steps; its windows do not divide its grid, as in the full ones."""
 
@@ -217,6 +217,15 @@ def config_from_dict(values: Any) -> EncoderConfig:
     if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
         raise ValueError(f"An encoder's settings must be a JSON object with a kind, got {describe(values)}.")
     try:
-        return make_config(**values)
+        return make_config(**_with_mlp_width(values))
     except TypeError as error:
         raise ValueError(f"An encoder's settings have a value of a wrong type: {error}.") from error
+
+
+def _with_mlp_width(values: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a ViT that were written with `mlp_ratio`, a multiple of the width, as they are now."""
+    if values["kind"] != "vit" or "mlp_ratio" not in values:
+        return values
+    ratio, width = values["mlp_ratio"], values.get("width", ViTConfig.width)
+    kept = {name: value for name, value in values.items() if name != "mlp_ratio"}
+    return kept | {"mlp_width": ratio * width if type(ratio) is type(width) is int else ratio}

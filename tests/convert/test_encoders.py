@@ -44,9 +44,13 @@ VITS = {
     "wide": dataclasses.replace(VIT_TINY, depth=2, global_blocks=(0,), image_size=(64, 112)),
     "window as high as the grid": dataclasses.replace(VIT_TINY, image_size=(48, 112)),
     "window larger than the grid": dataclasses.replace(VIT_TINY, window_size=14),
-    "other sizes": dataclasses.replace(VIT_TINY, heads=4, mlp_ratio=2, patch_size=8, out_width=24),
+    "other sizes": dataclasses.replace(VIT_TINY, heads=4, mlp_width=64, patch_size=8, out_width=24),
 }
 PRESETS = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
+SLIM = {
+    "SlimSAM 50": dataclasses.replace(VIT_B, width=384, mlp_width=1536),
+    "SlimSAM 77": dataclasses.replace(VIT_B, width=168, mlp_width=696),
+}
 TINY_VITS = {"small": SMALL, "other ratio": dataclasses.replace(SMALL, ratio=2), "mobile_sam": TINY_VIT}
 SMALL_ONES = {"vit": VIT_TINY, "tiny_vit": SMALL}
 AMBIGUOUS = dataclasses.replace(VIT_TINY, window_size=8)
@@ -89,7 +93,7 @@ def error_of(tensors: dict[str, Any], **options: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("config", (VITS | PRESETS).values(), ids=VITS | PRESETS)
+@pytest.mark.parametrize("config", (VITS | PRESETS | SLIM).values(), ids=VITS | PRESETS | SLIM)
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_shapes_tell_a_vit(config, naming):
     found = identify_encoder(described(shapes_of(config, naming)))
@@ -293,6 +297,27 @@ def test_settings_survive_json(config):
     assert config_from_dict(config_to_dict(config)) == config
 
 
+@pytest.mark.parametrize("config", [VIT_TINY, VIT_H, SMALL])
+def test_settings_with_a_ratio_of_the_mlp_s_width_are_read(config):
+    """Files that were written before `mlp_width` have it."""
+    values = config_to_dict(config)
+    if mlp_width := values.pop("mlp_width", None):
+        values["mlp_ratio"] = mlp_width // values["width"]
+    assert config_from_dict(values) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mlp_ratio": "4"}, "ViTConfig.mlp_width must be a positive integer, got '4'"),
+        ({"mlp_ratio": 4, "width": "3"}, "ViTConfig.width must be a positive integer, got '3'"),
+    ],
+)
+def test_a_damaged_ratio_is_one_clear_error(change, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_dict({"kind": "vit"} | change)
+
+
 HF = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
@@ -304,7 +329,7 @@ HF = {
 }
 
 
-@pytest.mark.parametrize("hidden", [{}, {"mlp_dim": 128}, {"mlp_ratio": 4.0, "mlp_dim": None}])
+@pytest.mark.parametrize("hidden", [{}, {"mlp_dim": 128}, {"mlp_ratio": 4.0}, {"mlp_ratio": 2, "mlp_dim": 128}])
 def test_a_hugging_face_config_is_used(hidden):
     """Its windows are as large as the grid."""
     found = encoder_from_torch(state_dict(AMBIGUOUS, "hf"), settings={"vision_config": HF | hidden})
@@ -318,9 +343,10 @@ def test_a_hugging_face_config_is_used(hidden):
         ({"hidden_act": "relu"}, "hidden_act 'relu' where only 'gelu'"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05 where only 1e-06"),
         ({"use_rel_pos": False}, "use_rel_pos False where only True"),
-        ({"mlp_ratio": 2.5}, "mlp_ratio must be a whole number, got 2.5"),
-        ({"mlp_ratio": "4"}, "mlp_ratio must be a whole number, got '4'"),
-        ({"mlp_dim": 100}, "mlp_ratio must be a whole number, got 3.125"),
+        ({"mlp_ratio": "4"}, "mlp_ratio must be a number, got '4'"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio must be a number, got nan"),
+        ({"mlp_dim": 100.5}, "mlp_dim must be a positive integer, got 100.5"),
+        ({"mlp_dim": 100}, "layers.0.mlp.lin1.weight: got (128, 32), wanted (100, 32)"),
         ({"image_size": [128, 128]}, "image_size must be a positive integer"),
         ({"global_attn_indexes": 3}, "No image encoder can have this checkpoint's sizes"),
         ({"num_hidden_layers": 10**9}, "1000000000 blocks are asked for"),
