@@ -25,12 +25,17 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 jax.config.update("jax_enable_compilation_cache", False)
 
 MISSING = [name for name in ("torch", "segment_anything", "transformers") if importlib.util.find_spec(name) is None]
-collect_ignore = ["parity"] if MISSING else []
+OF_ONE_FAMILY = {"efficientsam": "parity/test_efficient_vit.py"}
+"""Packages to install without what they require, and what is compared with each."""
+LEFT_OUT = {name: path for name, path in OF_ONE_FAMILY.items() if importlib.util.find_spec(name) is None}
+collect_ignore = ["parity"] if MISSING else [*LEFT_OUT.values()]
 
 
 def pytest_report_header() -> str:
     """Say why the comparison with PyTorch is left out, where it is."""
-    return f"parity: not collected, for want of {', '.join(MISSING)}" if MISSING else "parity: collected"
+    if MISSING:
+        return f"parity: not collected, for want of {', '.join(MISSING)}"
+    return f"parity: collected{''.join(f'; {path} not, for want of {name}' for name, path in LEFT_OUT.items())}"
 
 
 def typecheck(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from small_run import MODEL as MODEL_THAT_LEARNS
 
 import sam_jax
 from sam_jax import Prompts
-from sam_jax.encoders.config import TINY_VIT, EncoderConfig, ViTConfig
+from sam_jax.encoders.config import TINY_VIT, EfficientViTConfig, EncoderConfig, ViTConfig
 from sam_jax.encoders.encoder import make_encoder
 from sam_jax.images.pixels import EncodedImage, predict_image
 from sam_jax.images.preprocess import prepare_on_device
@@ -94,8 +94,17 @@ def test_clicks_one_after_another_and_a_mesh() -> None:
         dataclasses.replace(
             TINY_VIT, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), heads=(1, 2, 2), window_sizes=(2, 2, 2), out_width=32
         ),
+        EfficientViTConfig(
+            widths=(4, 8, 8, 8, 16),
+            depths=(1, 0, 1, 1, 1),
+            head_width=8,
+            neck_width=16,
+            neck_depth=1,
+            out_width=32,
+            grid_size=(16, 16),
+        ),
     ],
-    ids=["vit", "tiny_vit"],
+    ids=["vit", "tiny_vit", "efficient_vit"],
 )
 def test_encoders(config: EncoderConfig) -> None:
     encoder = make_encoder(dataclasses.replace(config, image_size=(128, 128)))

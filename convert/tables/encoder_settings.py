@@ -6,16 +6,24 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sam_jax.convert.tables.encoder_rules import TINY_VIT, VIT
+from sam_jax.convert.tables.encoder_rules import EFFICIENT_VIT, TINY_VIT, VIT
 from sam_jax.convert.tables.families import Family
 from sam_jax.convert.tables.rules import Naming, Shape, measure, slots
 from sam_jax.convert.tables.settings import demand, positive, section_of
-from sam_jax.encoders.config import EncoderConfig, make_config
+from sam_jax.encoders.config import (
+    EFFICIENT_VIT_L0,
+    EFFICIENT_VIT_XL0,
+    EfficientViTConfig,
+    EncoderConfig,
+    TinyViTConfig,
+    make_config,
+)
 from sam_jax.errors import CheckpointError, describe
 
 _KINDS = (
     ("vit", re.compile(r"image_encoder\.(blocks|patch_embed\.proj)\.|vision_encoder\.(layers|patch_embed)\.")),
     ("tiny_vit", re.compile(r"image_encoder\.(layers\.\d|patch_embed\.seq)\.")),
+    ("efficient_vit", re.compile(r"image_encoder\.backbone\.stages\.")),
 )
 """How to tell the kinds by the start of a tensor's name."""
 
@@ -72,6 +80,17 @@ def vit_from_shapes(shapes: Mapping[str, Shape], naming: Naming) -> EncoderConfi
     )
 
 
+def frames_of(config: EncoderConfig, family: Family) -> dict[str, Any]:
+    """Return the settings of an encoder that a family tells, and no tensor: the sizes of its frames and of its grid."""
+    if isinstance(config, TinyViTConfig):
+        return {"image_size": family.image_size}
+    if isinstance(config, EfficientViTConfig):
+        # The finest of the three maps that make the embedding has the size of the grid.
+        image_size = tuple(2 ** (len(config.widths) - 2) * side for side in family.grid_size)
+        return {"grid_size": family.grid_size, "image_size": image_size, "prompt_frame": family.image_size}
+    return {}
+
+
 def tiny_vit_from_shapes(shapes: Mapping[str, Shape], family: Family) -> EncoderConfig:
     """Return the settings of a TinyViT; the size of its images, of which no tensor tells, is the family's.
 
@@ -92,8 +111,47 @@ def tiny_vit_from_shapes(shapes: Mapping[str, Shape], family: Family) -> Encoder
         ratio=found["f0"] // max(1, found["c0"]),
         stem_stride=(found["k"] + 1) // 2,
         out_width=found["e"],
-        image_size=family.image_size,
+        **frames_of(usual, family),
     )
+
+
+def efficient_vit_from_shapes(shapes: Mapping[str, Shape], family: Family) -> EncoderConfig:
+    """Return the settings of an EfficientViT; those of which no tensor tells are the family's, as `frames_of` says.
+
+    Raises:
+      CheckpointError: if no EfficientViT has such sizes.
+    """
+    start = "image_encoder.backbone.stages."
+    usual = EFFICIENT_VIT_XL0 if _count(shapes, start) > len(EFFICIENT_VIT_L0.widths) else EFFICIENT_VIT_L0
+    stages = range(len(usual.widths))
+    depths = tuple(max(0, _count(shapes, f"{start}{stage}.op_list.") - 1) for stage in stages)
+    kinds = tuple(_stage_kind(shapes, f"{start}{stage}.op_list.") for stage in stages[1:])
+    neck_depth = _count(shapes, "image_encoder.neck.middle.op_list.")
+    usual = _config(
+        "efficient_vit", widths=usual.widths, depths=depths, kinds=kinds, ratios=usual.ratios, neck_depth=neck_depth
+    )
+    found = {**EFFICIENT_VIT.sizes(usual), **measure(shapes, slots(usual, "meta", EFFICIENT_VIT))}
+    return _config(
+        "efficient_vit",
+        widths=tuple(found[f"c{stage}"] for stage in stages),
+        depths=depths,
+        kinds=kinds,
+        ratios=tuple(found[f"h{stage}"] // max(1, 4 * found[f"c{stage - 1}"]) for stage in stages[1:]),
+        head_width=found["d"],
+        neighbourhood=found["k"],
+        neck_width=found["n"],
+        neck_depth=neck_depth,
+        neck_ratio=found["m"] // max(1, found["n"]),
+        out_width=found["e"],
+        **frames_of(usual, family),
+    )
+
+
+def _stage_kind(names: Iterable[str], prefix: str) -> str:
+    """Return the kind of a stage of an EfficientViT; one with attention begins with an inverted bottleneck."""
+    patterns = {"attention": r"\d+\.context_module\.", "inverted": r"\d+\.main\.(inverted|depth)_conv\."}
+    parts = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    return next((kind for kind, pattern in patterns.items() if any(re.match(pattern, part) for part in parts)), "fused")
 
 
 def vit_from_hf(settings: Mapping[str, Any]) -> EncoderConfig:

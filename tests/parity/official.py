@@ -1,11 +1,12 @@
 """The official PyTorch decoder with random weights, and what each of its parts returns."""
 
+import functools
 import importlib
 import importlib.util
 import re
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,27 +50,56 @@ def connected_components(mask: np.ndarray, connectivity: int) -> tuple[Any, ...]
     return number + 1, regions, sizes[:, None], None
 
 
-def _import_segment_anything() -> types.ModuleType:
-    """Import the official package. Where torchvision is missing, what it uses of it has stand-ins: PIL's resize, which
-    torchvision's is, and `batched_nms`.
+class Compose:
+    """Do one thing after the other."""
+
+    def __init__(self, transforms: Sequence[Callable[[Any], Any]]) -> None:
+        self.transforms = transforms
+
+    def __call__(self, image: Any) -> Any:
+        return functools.reduce(lambda x, transform: transform(x), self.transforms, image)
+
+
+class ToTensor:
+    """Make floats from 0 to 1 [3, height, width] of 8-bit pixels [height, width, 3]."""
+
+    def __call__(self, image: np.ndarray) -> torch.Tensor:
+        return torch.tensor(image).permute(2, 0, 1).float() / 255
+
+
+class Normalize:
+    """Subtract a mean from each channel, and divide it by a deviation."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return (image - self.mean) / self.std
+
+
+def import_package(name: str) -> types.ModuleType:
+    """Import a package that needs torchvision. Where that is missing, what such packages use of it has stand-ins: PIL's
+    resize, which torchvision's is, `batched_nms`, and the transforms above.
     """
     stand_ins = {}
     if importlib.util.find_spec("torchvision") is None:
-        for name in ("", ".ops", ".ops.boxes", ".transforms", ".transforms.functional"):
-            stand_ins["torchvision" + name] = types.ModuleType("torchvision" + name)
+        for part in ("", ".ops", ".ops.boxes", ".transforms", ".transforms.functional"):
+            stand_ins["torchvision" + part] = types.ModuleType("torchvision" + part)
         boxes, functional = stand_ins["torchvision.ops.boxes"], stand_ins["torchvision.transforms.functional"]
         boxes.batched_nms, boxes.box_area = batched_nms, box_area
         functional.to_pil_image = Image.fromarray
         functional.resize = lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR)
+        transforms = stand_ins["torchvision.transforms"]
+        transforms.Compose, transforms.ToTensor, transforms.Normalize = Compose, ToTensor, Normalize
     sys.modules.update(stand_ins)
     try:
-        return importlib.import_module("segment_anything")
+        return importlib.import_module(name)
     finally:
-        for name in stand_ins:
-            del sys.modules[name]
+        for part in stand_ins:
+            del sys.modules[part]
 
 
-segment_anything = _import_segment_anything()
+segment_anything = import_package("segment_anything")
 modeling = segment_anything.modeling
 
 
