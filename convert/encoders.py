@@ -8,24 +8,31 @@ from typing import Any
 import numpy as np
 
 from sam_jax.convert.state_dict import Conversion, Identification, choose_family, read_variables, write_variables
-from sam_jax.convert.tables.encoder_rules import TINY_VIT, VIT
-from sam_jax.convert.tables.encoder_settings import encoder_kind, tiny_vit_from_shapes, vit_from_hf, vit_from_shapes
+from sam_jax.convert.tables.encoder_rules import EFFICIENT_VIT, TINY_VIT, VIT
+from sam_jax.convert.tables.encoder_settings import (
+    efficient_vit_from_shapes,
+    encoder_kind,
+    frames_of,
+    tiny_vit_from_shapes,
+    vit_from_hf,
+    vit_from_shapes,
+)
 from sam_jax.convert.tables.families import Family, listing
 from sam_jax.convert.tables.gaps import Described, compare
 from sam_jax.convert.tables.names import WRAPPERS, decoder_prefix, plain
 from sam_jax.convert.tables.rules import Naming, Shape, torch_shapes
 from sam_jax.convert.tables.settings import OWN, own_encoder_config
-from sam_jax.encoders.config import EncoderConfig, kind_of
+from sam_jax.encoders.config import EncoderConfig, kind_of, title_of
 from sam_jax.errors import CheckpointError
 
-TABLES = {"vit": VIT, "tiny_vit": TINY_VIT}
+TABLES = {"vit": VIT, "tiny_vit": TINY_VIT, "efficient_vit": EFFICIENT_VIT}
 """The table of each kind in `sam_jax.encoders.encoder`."""
 
 IMAGE_ENCODER = re.compile(r"\b(image_encoder|vision_encoder)\.")
 """In the name of a tensor of an image encoder, known or not."""
 _ENCODER = re.compile(r"(image_encoder|vision_encoder)\..*")
 _UNUSED = re.compile(r"image_encoder\.(norm_head|head)\..*|.*\.num_batches_tracked")
-"""What TinyViT keeps of its time as a classifier, and of training."""
+"""What TinyViT keeps of its time as a classifier, and batch norms of training."""
 
 
 def identify_encoder(
@@ -82,9 +89,9 @@ def encoder_from_torch(
     """
     found = identify_encoder(tensors, family=family, prefix=prefix, settings=settings)
     if found.gaps:
-        kind = type(found.config).__name__.removesuffix("Config")
         raise CheckpointError(
-            f"The checkpoint does not fit the image encoder {kind} ({found.naming} names).\n{found.gaps}"
+            f"The checkpoint does not fit the image encoder {title_of(found.config)} ({found.naming} names)."
+            f"\n{found.gaps}"
         )
     return read_variables(tensors, found, TABLES[kind_of(found.config)])
 
@@ -103,7 +110,7 @@ def encoder_to_torch(encoder: Any, variables: Mapping[str, Any], naming: Naming 
     """
     kind = kind_of(encoder.config)
     if naming == "hf" and kind != "vit":
-        raise ValueError("Hugging Face has no names for a TinyViT: only the naming meta has.")
+        raise ValueError(f"Hugging Face has no names for {title_of(encoder.config)}: only the naming meta has.")
     return write_variables(encoder.config, variables, naming, TABLES[kind])
 
 
@@ -133,8 +140,7 @@ def _settings(
     if own and not asked:
         return own
     if own:
-        size = {"image_size": chosen.image_size} if kind_of(own) == "tiny_vit" else {}
-        config = dataclasses.replace(own, **size)
+        config = dataclasses.replace(own, **frames_of(own, chosen))
     elif settings and OWN not in settings and naming == "hf":
         config = vit_from_hf(settings)
     else:
@@ -147,7 +153,9 @@ def _settings_of_shapes(shapes: Mapping[str, Shape], naming: Naming, chosen: Fam
     if kind is None:
         first = ", ".join([f"{name} {shape}" for name, shape in shapes.items()][:3])
         raise CheckpointError(
-            f"The checkpoint's image encoder ({chosen.title}) is neither a ViT as SAM's nor a TinyViT as MobileSAM's,"
-            f" and cannot be converted: of its {len(shapes)} tensors, the first are {first}."
+            f"The checkpoint's image encoder ({chosen.title}) is neither a ViT as SAM's, nor a TinyViT as MobileSAM's,"
+            f" nor EfficientViT-SAM's, and cannot be converted: of its {len(shapes)} tensors, the first are {first}."
         )
-    return vit_from_shapes(shapes, naming) if kind == "vit" else tiny_vit_from_shapes(shapes, chosen)
+    if kind == "vit":
+        return vit_from_shapes(shapes, naming)
+    return {"tiny_vit": tiny_vit_from_shapes, "efficient_vit": efficient_vit_from_shapes}[kind](shapes, chosen)

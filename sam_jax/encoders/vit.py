@@ -185,7 +185,7 @@ class Block(nn.Module):
         """Return the tokens after the block."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         attention = WindowAttention(config.heads, self.window, dtype, name="attention")
-        mlp = GeluMlp(config.mlp_ratio * config.width, dtype, name="mlp")
+        mlp = GeluMlp(config.mlp_width, dtype, name="mlp")
         # Without barriers, XLA sums up the gradients of all later residuals once more in each block's backward pass.
         x = jax.lax.optimization_barrier(x) + attention(layer_norm(BLOCK_NORM_EPS, dtype, name="norm_1")(x))
         return jax.lax.optimization_barrier(x) + mlp(layer_norm(BLOCK_NORM_EPS, dtype, name="norm_2")(x))
