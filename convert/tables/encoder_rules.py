@@ -5,9 +5,9 @@ The Flax paths are those of the encoder's own variables; the names in PyTorch ar
 
 from collections.abc import Callable, Sequence
 
-from sam_jax.convert.tables.layouts import CONV, DENSE, NORM, RAW, Layout, Leaf
+from sam_jax.convert.tables.layouts import CONV, DENSE, MAP_VECTOR, NORM, RAW, Layout, Leaf
 from sam_jax.convert.tables.rules import Row, Spelling, Table, numbers
-from sam_jax.encoders.config import EfficientViTConfig, TinyViTConfig, ViTConfig
+from sam_jax.encoders.config import EfficientViTConfig, HieraConfig, TinyViTConfig, ViTConfig
 
 CONV_WITHOUT_BIAS = Layout(CONV.leaves[:1])
 """`nn.Conv2d(bias=False)` and `nn.Conv(use_bias=False)`."""
@@ -17,6 +17,10 @@ STATISTICS = Layout((Leaf(".running_mean", "/mean", "c", "c"), Leaf(".running_va
 
 MAP = Layout((Leaf("", "", "nhwc", "hwc"),))
 """A map of vectors that PyTorch gives an axis of length one for the image. The row names the tensor, not a module."""
+
+
+CHANNELS_FIRST_MAP = Layout((Leaf("", "", "nchw", "hwc"),))
+"""A map of vectors, channels first in PyTorch. The row names the tensor, not a module."""
 
 
 def _under(flax: str, meta: str, hf: str, *rows: Row) -> list[Row]:
@@ -298,3 +302,96 @@ EFFICIENT_VIT = Table(
     _efficient_vit_sizes,
 )
 """EfficientViT-SAM's."""
+
+
+HIERA_ROWS: tuple[Row, ...] = (
+    *_under(
+        "params/",
+        "image_encoder.trunk.",
+        "vision_encoder.backbone.",
+        Row(CONV, "c0 3 7 7", "patch_embedding", "patch_embed.proj", "patch_embed.projection"),
+        Row(CHANNELS_FIRST_MAP, "1 c0 p q", "position_embedding", "pos_embed"),
+        Row(CHANNELS_FIRST_MAP, "1 c0 w0 w0", "window_position", "pos_embed_window"),
+    ),
+    *(
+        row
+        for stage in range(4)
+        for row in _under(
+            f"params/block_{{block{stage}}}/",
+            f"image_encoder.trunk.blocks.{{block{stage}}}.",
+            f"vision_encoder.backbone.blocks.{{block{stage}}}.",
+            Row(NORM, f"c{stage}", "norm_2", "norm2", "layer_norm2"),
+            Row(DENSE, f"c{stage} c{stage}", "out", "attn.proj"),
+            Row(DENSE, f"f{stage} c{stage}", "mlp/layer_0", "mlp.layers.0", "mlp.proj_in"),
+            Row(DENSE, f"c{stage} f{stage}", "mlp/layer_1", "mlp.layers.1", "mlp.proj_out"),
+        )
+    ),
+    *(
+        row
+        for stage, before in enumerate((0, 0, 1, 2))
+        for index, width in ((f"first{stage}", f"c{before}"), (f"other{stage}", f"c{stage}"))
+        for row in _under(
+            f"params/block_{{{index}}}/",
+            f"image_encoder.trunk.blocks.{{{index}}}.",
+            f"vision_encoder.backbone.blocks.{{{index}}}.",
+            Row(NORM, width, "norm_1", "norm1", "layer_norm1"),
+            Row(DENSE, f"t{stage} {width}", "qkv", "attn.qkv"),
+        )
+    ),
+    *(
+        row
+        for stage in (1, 2, 3)
+        for row in _under(
+            f"params/block_{{first{stage}}}/",
+            f"image_encoder.trunk.blocks.{{first{stage}}}.",
+            f"vision_encoder.backbone.blocks.{{first{stage}}}.",
+            Row(DENSE, f"c{stage} c{stage - 1}", "shortcut", "proj"),
+        )
+    ),
+    # The neck counts from the coarsest map.
+    *(
+        Row(
+            CONV,
+            f"e c{stage} 1 1",
+            f"params/level_{stage}",
+            f"image_encoder.neck.convs.{3 - stage}.conv",
+            f"vision_encoder.neck.convs.{3 - stage}",
+        )
+        for stage in range(4)
+    ),
+    Row(MAP_VECTOR, "1 1 e", "params/no_memory", "no_mem_embed", "no_memory_embedding"),
+    Row(CONV, "e/4 e 1 1", "params/stride_8", "mask_decoder.conv_s1"),
+    Row(CONV, "e/8 e 1 1", "params/stride_4", "mask_decoder.conv_s0"),
+)
+"""`Hiera` in `sam2/modeling/backbones/hieradet.py`, its neck, and what of the mask decoder works once per image."""
+
+
+def _hiera_blocks(stage: int, kind: str) -> Callable[[HieraConfig], Sequence[Spelling]]:
+    """Return the indices of a stage's blocks: of all, of the first, or of the others."""
+
+    def indices(config: HieraConfig) -> Sequence[Spelling]:
+        start = sum(config.depths[:stage])
+        blocks = range(start, start + config.depths[stage])
+        return numbers({"block": blocks, "first": blocks[:1], "other": blocks[1:]}[kind])
+
+    return indices
+
+
+def hiera_sizes(config: HieraConfig) -> dict[str, int]:
+    """Return what the symbols of `HIERA_ROWS` stand for in a configuration."""
+    by_stage = {"c": 1, "t": 3, "f": 4}
+    return {
+        "p": config.position_size[0],
+        "q": config.position_size[1],
+        "w0": config.window_sizes[0],
+        "e": config.out_width,
+        **{f"{symbol}{i}": by * width for symbol, by in by_stage.items() for i, width in enumerate(config.widths)},
+    }
+
+
+HIERA = Table(
+    HIERA_ROWS,
+    {f"{kind}{stage}": _hiera_blocks(stage, kind) for kind in ("block", "first", "other") for stage in range(4)},
+    hiera_sizes,
+)
+"""SAM 2's Hiera, its neck and its projections."""

@@ -1,6 +1,7 @@
 """The settings of a checkpoint's image encoder: from its names and shapes, or from a Hugging Face `config.json`."""
 
 import collections
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,8 +14,13 @@ from sam_jax.convert.tables.settings import demand, positive, section_of
 from sam_jax.encoders.config import (
     EFFICIENT_VIT_L0,
     EFFICIENT_VIT_XL0,
+    HIERA_BASE_PLUS,
+    HIERA_LARGE,
+    HIERA_SMALL,
+    HIERA_TINY,
     EfficientViTConfig,
     EncoderConfig,
+    HieraConfig,
     TinyViTConfig,
     make_config,
 )
@@ -24,6 +30,7 @@ _KINDS = (
     ("vit", re.compile(r"image_encoder\.(blocks|patch_embed\.proj)\.|vision_encoder\.(layers|patch_embed)\.")),
     ("tiny_vit", re.compile(r"image_encoder\.(layers\.\d|patch_embed\.seq)\.")),
     ("efficient_vit", re.compile(r"image_encoder\.backbone\.stages\.")),
+    ("hiera", re.compile(r"(image_encoder\.trunk|vision_encoder\.backbone)\.blocks\.")),
 )
 """How to tell the kinds by the start of a tensor's name."""
 
@@ -41,6 +48,17 @@ _HF_VISION = {
     "output_channels": "out_width",
 }
 """Hugging Face's names of what `ViTConfig` has, with the same defaults."""
+
+
+_HF_HIERA = {
+    "embed_dim_per_stage": "widths",
+    "blocks_per_stage": "depths",
+    "num_attention_heads_per_stage": "heads",
+    "window_size_per_stage": "window_sizes",
+    "global_attention_blocks": "global_blocks",
+    "window_positional_embedding_background_size": "position_size",
+}
+"""Hugging Face's names of what `HieraConfig` has, with the same defaults."""
 
 
 def encoder_kind(names: Iterable[str]) -> str | None:
@@ -82,7 +100,7 @@ def vit_from_shapes(shapes: Mapping[str, Shape], naming: Naming) -> EncoderConfi
 
 def frames_of(config: EncoderConfig, family: Family) -> dict[str, Any]:
     """Return the settings of an encoder that a family tells, and no tensor: the sizes of its frames and of its grid."""
-    if isinstance(config, TinyViTConfig):
+    if isinstance(config, TinyViTConfig | HieraConfig):
         return {"image_size": family.image_size}
     if isinstance(config, EfficientViTConfig):
         # The finest of the three maps that make the embedding has the size of the grid.
@@ -152,6 +170,48 @@ def _stage_kind(names: Iterable[str], prefix: str) -> str:
     patterns = {"attention": r"\d+\.context_module\.", "inverted": r"\d+\.main\.(inverted|depth)_conv\."}
     parts = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     return next((kind for kind, pattern in patterns.items() if any(re.match(pattern, part) for part in parts)), "fused")
+
+
+_HIERAS = (HIERA_TINY, HIERA_SMALL, HIERA_BASE_PLUS, HIERA_LARGE)
+_TRUNKS = {"meta": "image_encoder.trunk.", "hf": "vision_encoder.backbone."}
+
+
+def hiera_from_shapes(shapes: Mapping[str, Shape], naming: Naming, family: Family) -> EncoderConfig:
+    """Return the settings of one of SAM 2's four Hieras: heads, windows and global blocks are in no shape.
+
+    Raises:
+      CheckpointError: if it is none of these.
+    """
+    trunk = _TRUNKS[naming]
+    patch = "patch_embed.proj.weight" if naming == "meta" else "patch_embed.projection.weight"
+    width = next(iter(shapes.get(trunk + patch, ())), 0)
+    blocks = _count(shapes, f"{trunk}blocks.")
+    for known in _HIERAS:
+        if (known.widths[0], sum(known.depths)) == (width, blocks):
+            return dataclasses.replace(known, **frames_of(known, family))
+    sizes = ", ".join(f"{known.widths[0]} and {sum(known.depths)}" for known in _HIERAS)
+    raise CheckpointError(
+        f"The Hiera has width {width} and {blocks} blocks; SAM 2's have {sizes}. No shape tells the windows of another: "
+        "a Hugging Face folder with its config.json does."
+    )
+
+
+def hiera_from_hf(settings: Mapping[str, Any]) -> EncoderConfig:
+    """Return the Hiera that the `config.json` of a `Sam2Model` or a `Sam2VideoModel` describes.
+
+    Raises:
+      CheckpointError: if it computes something else.
+    """
+    vision = section_of(settings, "vision_config")
+    trunk = section_of(vision, "backbone_config")
+    demand(vision, fpn_kernel_size=1, fpn_stride=1, fpn_padding=0, fpn_top_down_levels=[2, 3], num_feature_levels=3)
+    demand(trunk, hidden_act="gelu", layer_norm_eps=1e-6, num_channels=3, mlp_ratio=4, num_query_pool_stages=3)
+    demand(trunk, query_stride=[2, 2], patch_kernel_size=[7, 7], patch_stride=[4, 4], patch_padding=[3, 3])
+    given = {field: trunk[key] for key, field in _HF_HIERA.items() if key in trunk}
+    size = positive(section_of(settings, "prompt_encoder_config"), "image_size", 1024)
+    return _config(
+        "hiera", **given, out_width=positive(vision, "fpn_hidden_size", 256), image_size=(size, size)
+    )
 
 
 def vit_from_hf(settings: Mapping[str, Any]) -> EncoderConfig:

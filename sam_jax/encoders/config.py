@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from sam_jax.config import DTYPES, DType, check_known, check_positive
 from sam_jax.errors import describe
 
-Preprocessing = Literal["sam", "medsam", "lite_medsam", "micro_sam"]
+Preprocessing = Literal["sam", "medsam", "lite_medsam", "micro_sam", "sam2", "medsam2"]
 """What becomes of an image's pixels before the encoder: see `sam_jax.images.preprocess.prepare`. No weights tell it."""
 
 
@@ -305,14 +305,128 @@ EFFICIENT_VIT_XL0 = EfficientViTConfig(
 EFFICIENT_VIT_XL1 = dataclasses.replace(EFFICIENT_VIT_XL0, depths=(1, 2, 2, 4, 6, 6), neck_depth=12)
 """`efficientvit_sam_xl1` of the official package."""
 
-EncoderConfig = ViTConfig | TinyViTConfig | EfficientViTConfig
+@dataclasses.dataclass(frozen=True)
+class HieraConfig:
+    """Everything about a Hiera that its weights are built or read with.
+
+    The defaults are those of SAM 2's tiny model (`sam2/configs/sam2.1/sam2.1_hiera_t.yaml`). There are four stages; the
+    first block of each but the first halves the map.
+
+    Attributes:
+      widths: channels of each stage.
+      depths: blocks of each stage.
+      heads: attention heads of each stage.
+      window_sizes: side in tokens of the windows of each stage. The block that halves the map still has the windows of
+        the stage before it.
+      global_blocks: indices, in rising order, of the blocks that attend to the whole image.
+      position_size: height and width of the positions, which are resized to the finest map.
+      out_width: channels `c` of the image embedding.
+      image_size: height and width in pixels of the input frame.
+      preprocessing: what becomes of an image's pixels before.
+      dtype: compute dtype. Norms and softmaxes stay in float32 (float64 where that is the compute dtype).
+    """
+
+    widths: tuple[int, int, int, int] = (96, 192, 384, 768)
+    depths: tuple[int, int, int, int] = (1, 2, 7, 2)
+    heads: tuple[int, int, int, int] = (1, 2, 4, 8)
+    window_sizes: tuple[int, int, int, int] = (8, 4, 14, 7)
+    global_blocks: tuple[int, ...] = (5, 7, 9)
+    position_size: tuple[int, int] = (7, 7)
+    out_width: int = 256
+    image_size: tuple[int, int] = (1024, 1024)
+    preprocessing: Preprocessing = "sam2"
+    dtype: DType = "float32"
+
+    def __post_init__(self) -> None:
+        lengths = {"widths": 4, "depths": 4, "heads": 4, "window_sizes": 4, "position_size": 2, "image_size": 2}
+        for name, length in lengths.items():
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if len(getattr(self, name)) != length or not all(map(_positive, getattr(self, name))):
+                raise ValueError(
+                    f"HieraConfig.{name} must be {length} positive integers, got {describe(getattr(self, name))}."
+                )
+        object.__setattr__(self, "global_blocks", tuple(self.global_blocks))
+        check_positive(self, "out_width")
+        if self.out_width % 8:
+            raise ValueError(f"HieraConfig.out_width must be divisible by 8, got {self.out_width}.")
+        if any(width % heads for width, heads in zip(self.widths, self.heads, strict=True)):
+            raise ValueError(f"HieraConfig.widths must be divisible by heads = {self.heads}, got {self.widths}.")
+        blocks = range(sum(self.depths))
+        if sorted(set(self.global_blocks) & set(blocks)) != [*self.global_blocks]:
+            raise ValueError(
+                f"HieraConfig.global_blocks must be rising indices of the {len(blocks)} blocks, "
+                f"got {describe(self.global_blocks)}."
+            )
+        if any(self.is_pooling(i) for i in self.global_blocks):
+            raise ValueError("HieraConfig.global_blocks must not be the first blocks of stages, which halve the map.")
+        if any(size % 2 for size in self.window_sizes[:3]):
+            raise ValueError(f"HieraConfig.window_sizes must be even but for the last, got {self.window_sizes}.")
+        side = 4 * self.window_sizes[0]
+        if any(size % side or size % 32 for size in self.image_size):
+            raise ValueError(
+                f"HieraConfig.image_size must be two multiples of 32 and of {side} pixels, a window of the finest map, "
+                f"got {self.image_size}."
+            )
+        _check_choices(self)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stage of each block."""
+        return tuple(stage for stage, depth in enumerate(self.depths) for _ in range(depth))
+
+    def is_pooling(self, block: int) -> bool:
+        """Whether a block halves the map: the first one of a stage, but for the first stage's."""
+        return block > 0 and self.stages[block] != self.stages[block - 1]
+
+    def window(self, block: int) -> tuple[int, int]:
+        """Return the height and width in tokens of the input that one block attends within."""
+        stage = self.stages[block - 1] if self.is_pooling(block) else self.stages[block]
+        if block in self.global_blocks:
+            height, width = self.image_size
+            return height >> 2 + stage, width >> 2 + stage
+        return self.window_sizes[stage], self.window_sizes[stage]
+
+    @property
+    def prompt_frame(self) -> tuple[int, int]:
+        """Height and width in pixels of the frame that prompts live in: the decoder's `image_size`."""
+        return self.image_size
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Height and width `h w` of the image embedding."""
+        return self.image_size[0] // 16, self.image_size[1] // 16
+
+
+HIERA_TINY = HieraConfig()
+"""SAM 2's and SAM 2.1's tiny model."""
+HIERA_SMALL = HieraConfig(depths=(1, 2, 11, 2), global_blocks=(7, 10, 13))
+"""Their small model."""
+HIERA_BASE_PLUS = HieraConfig(
+    widths=(112, 224, 448, 896),
+    depths=(2, 3, 16, 3),
+    heads=(2, 4, 8, 16),
+    global_blocks=(12, 16, 20),
+    position_size=(14, 14),
+)
+"""Their base_plus model."""
+HIERA_LARGE = HieraConfig(
+    widths=(144, 288, 576, 1152),
+    depths=(2, 6, 36, 4),
+    heads=(2, 4, 8, 16),
+    window_sizes=(8, 4, 16, 8),
+    global_blocks=(23, 33, 43),
+)
+"""Their large model."""
+
+EncoderConfig = ViTConfig | TinyViTConfig | EfficientViTConfig | HieraConfig
 
 KINDS: dict[str, type[EncoderConfig]] = {
     "vit": ViTConfig,
     "tiny_vit": TinyViTConfig,
     "efficient_vit": EfficientViTConfig,
+    "hiera": HieraConfig,
 }
-"""The kinds of encoder: Meta's ViT, MobileSAM's TinyViT, and EfficientViT-SAM's."""
+"""The kinds of encoder: Meta's ViT, MobileSAM's TinyViT, EfficientViT-SAM's, and SAM 2's Hiera."""
 
 
 _MOST_BLOCKS = 1024
