@@ -50,7 +50,7 @@ def run(
         encoder, variables = load_encoder(checkpoint, family=family, prefix=prefix)
         made = encoder.config
         provenance = provenance_of(checkpoint, family, prefix)
-        store = EmbeddingStore.create(out, (*made.grid_size, made.out_width), made.image_size, dtype, provenance)
+        store = EmbeddingStore.create(out, (*made.grid_size, made.out_width), made.prompt_frame, dtype, provenance)
     todo = [file for file in files if not store.written_after(file.name, file)]
     store.remove_leftovers([file.name for file in todo])
     problems: list[str] = []

@@ -20,7 +20,7 @@ from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.errors import describe
 from sam_jax.images.full_size import binary_masks
-from sam_jax.images.preprocess import prepare
+from sam_jax.images.preprocess import prepare, size_in_frame
 from sam_jax.images.read import rgb_pixels
 from sam_jax.images.resize import Size, mask_to_prompt, to_input_frame, to_original_image
 from sam_jax.prompts import NOT_A_POINT, AnyArray, Prompts, Ragged, depth_of
@@ -70,9 +70,11 @@ def encode_image(
       ValueError: for an array that is no such image, or a file that cannot be read.
     """
     pixels = rgb_pixels(image)
-    frame, input_size = prepare(pixels, encoder.config.image_size, encoder.config.preprocessing)
-    height, width = pixels.shape[:2]
-    return EncodedImage(_encode(encoder, variables, frame), input_size, (height, width))
+    config = encoder.config
+    frame, _ = prepare(pixels, config.image_size, config.preprocessing)
+    original_size = pixels.shape[0], pixels.shape[1]
+    input_size = size_in_frame(original_size, config.prompt_frame, config.preprocessing)
+    return EncodedImage(_encode(encoder, variables, frame), input_size, original_size)
 
 
 @functools.partial(jax.jit, static_argnames="encoder")
@@ -235,9 +237,9 @@ def _without_masks(prompts: Prompts, config: SamConfig) -> Prompts:
 
 
 def check_fit(config: SamConfig, encoder: Encoder) -> None:
-    """Raise a ValueError where an encoder's frame or embeddings are not what the decoder takes."""
+    """Raise a ValueError where an encoder's embeddings, or its prompts' frame, are not what the decoder takes."""
     made = encoder.config
-    got = made.image_size, (*made.grid_size, made.out_width)
+    got = made.prompt_frame, (*made.grid_size, made.out_width)
     wanted = config.image_size, (*config.grid_size, config.width)
     if got != wanted:
         raise ValueError(

@@ -23,7 +23,7 @@ _STD = np.array([58.395, 57.12, 57.375], np.float32)
 def prepare(
     image: UInt8[np.ndarray, "height width 3"], image_size: Size, preprocessing: Preprocessing = "sam"
 ) -> tuple[Float[np.ndarray, "{image_size[0]} {image_size[1]} 3"], Size]:
-    """Return the encoder's input frame of an image, and the size of the image in it.
+    """Return the encoder's frame of an image, and the size of the image in it.
 
     - `sam`: bit for bit what the official predictor makes of it. PIL's antialiased bilinear resize of 8-bit pixels to
       `input_size_for`, then normalised by SAM's mean and deviation, then zeros at the bottom and the right. MobileSAM,
@@ -38,7 +38,7 @@ def prepare(
 
     Args:
       image: RGB.
-      image_size: height and width of the padded input frame, `encoder.config.image_size`.
+      image_size: height and width of the padded frame, `encoder.config.image_size`.
       preprocessing: which of these, `encoder.config.preprocessing`.
 
     Raises:
@@ -46,7 +46,7 @@ def prepare(
     """
     check_pixels(image, np.uint8)
     original_size = image.shape[0], image.shape[1]
-    height, width = image_size if preprocessing == "medsam" else input_size_for(original_size, image_size)
+    height, width = size_in_frame(original_size, image_size, preprocessing)
     frame = np.zeros((*image_size, 3), np.float32)
     if preprocessing == "micro_sam":
         image, preprocessing = _each_from_0_to_255(image), "sam"
@@ -57,6 +57,17 @@ def prepare(
         resized = np.asarray(Image.fromarray(image).resize((width, height), kind), np.float32)
     frame[:height, :width] = (resized - _MEAN) / _STD if preprocessing == "sam" else _from_0_to_1(resized)
     return frame, (height, width)
+
+
+def size_in_frame(original_size: Size, frame: Size, preprocessing: Preprocessing = "sam") -> Size:
+    """Return the size that an image has in a frame before padding: all of it where `prepare` stretches the image.
+
+    Args:
+      original_size: height and width of the image.
+      frame: height and width of the encoder's frame or of that in which prompts live.
+      preprocessing: as for `prepare`.
+    """
+    return frame if preprocessing == "medsam" else input_size_for(original_size, frame)
 
 
 def _mean_of_area(image: UInt8[np.ndarray, "height width 3"], size: Size) -> Float[np.ndarray, "{size[0]} {size[1]} 3"]:

@@ -1,4 +1,4 @@
-"""EfficientViT against the official package."""
+"""EfficientViT against the official package, and a whole EfficientViT-SAM from pixels to masks."""
 
 import dataclasses
 from typing import Any
@@ -10,10 +10,11 @@ import pytest
 import torch
 from parity.encoders import converted, randomise
 from parity.official import difference
-from parity.official_efficient_vit import efficientsam, official_efficient_vit
+from parity.official_efficient_vit import efficientsam, norm, official_efficient_vit, sam
 from torch.nn import functional
 
-from sam_jax.convert.encoders import identify_encoder
+from sam_jax import Predictor
+from sam_jax.convert.encoders import encoder_to_torch, identify_encoder
 from sam_jax.decoder.layers import gelu
 from sam_jax.encoders import bicubic, efficient_vit
 from sam_jax.encoders.bicubic import resize_bicubic
@@ -143,3 +144,54 @@ def test_bicubic_is_pytorch_s(size, new, compare):
     official = functional.interpolate(torch.tensor(x).permute(2, 0, 1)[None], new, mode="bicubic")
     ours = jax.jit(resize_bicubic, static_argnums=1)(jnp.asarray(x), new)
     compare({"bicubic": ours}, {"bicubic": official[0].permute(1, 2, 0)}, 2e-6)
+
+
+WHOLE = dataclasses.replace(SMALL, neck_width=32, out_width=256, grid_size=(64, 64), image_size=(512, 512))
+
+
+@pytest.fixture(scope="module")
+def predictors(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Predictor]:
+    """An official model with random weights, and what is loaded of its checkpoint, without settings."""
+    torch.manual_seed(0)
+    model = sam.build_efficientvit_sam(official_efficient_vit(WHOLE), WHOLE.image_size[0])
+    norm.set_norm_eps(model, 1e-6)
+    model = randomise(model.eval().requires_grad_(False), seed=3)
+    path = tmp_path_factory.mktemp("checkpoint") / "efficientvit_sam.pt"
+    torch.save(model.state_dict(), path)
+    return sam.EfficientViTSamPredictor(model), Predictor.load(path)
+
+
+def test_prompts_live_in_a_larger_frame_than_the_pixels(predictors, compare):
+    """The encoder sees 341 rows of the image; in the frame of clicks and masks it has 683, which is not twice that."""
+    official, ours = predictors
+    assert ours.encoder.config == WHOLE
+    image = np.random.default_rng(0).integers(0, 256, (100, 150, 3), np.uint8)
+    official.set_image(image)
+    assert ours.set_image(image).input_size == official.input_size == (683, 1024)
+    click = np.array([[40.0, 30.0]])
+    first = official.predict(click, np.array([1]))
+    best = first[2][:1]
+    box = np.array([10.0, 20.0, 120.0, 90.0])
+    second = official.predict(click, np.array([0]), box, best, multimask_output=False)
+    found = {"click": ours.predict(click, [1]), "box and mask": ours.predict(click, [0], box, best, multimask=False)}
+    for (name, prediction), (masks, scores, logits) in zip(found.items(), (first, second), strict=True):
+        compare(
+            {
+                f"EfficientViT-SAM {name}: logits": prediction.logits,
+                f"EfficientViT-SAM {name}: scores": prediction.scores,
+            },
+            {f"EfficientViT-SAM {name}: logits": logits, f"EfficientViT-SAM {name}: scores": scores},
+            5e-5,
+        )
+        assert prediction.masks.shape == masks.shape
+        assert (prediction.masks == masks).mean() > 0.999
+        assert 0.02 < masks.mean() < 0.98
+
+
+def test_pytorch_loads_what_is_written_back(predictors):
+    official, ours = predictors
+    tensors = encoder_to_torch(ours.encoder, ours.encoder_variables)
+    encoder = official.model.image_encoder
+    written = {f"image_encoder.{name}": tensor for name, tensor in encoder.state_dict().items() if tensor.ndim}
+    assert tensors.keys() == written.keys()
+    assert all(np.array_equal(tensors[name], tensor.numpy()) for name, tensor in written.items())
