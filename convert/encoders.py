@@ -24,7 +24,7 @@ from sam_jax.convert.tables.gaps import Described, compare
 from sam_jax.convert.tables.names import WRAPPERS, decoder_prefix, plain
 from sam_jax.convert.tables.rules import Naming, Shape, torch_shapes
 from sam_jax.convert.tables.settings import OWN, own_encoder_config
-from sam_jax.encoders.config import EncoderConfig, kind_of, title_of
+from sam_jax.encoders.config import EncoderConfig, TinyViTConfig, ViTConfig, kind_of, title_of
 from sam_jax.errors import CheckpointError
 
 TABLES = {"vit": VIT, "tiny_vit": TINY_VIT, "efficient_vit": EFFICIENT_VIT, "hiera": HIERA}
@@ -67,6 +67,8 @@ def identify_encoder(
     chosen = choose_family(family, settings, text, naming)
     found = {name: tensors[source] for name, source in sources.items()}
     config = _settings({name: tuple(found[name].shape) for name in found}, naming, chosen, family is not None, settings)
+    if isinstance(config, ViTConfig | TinyViTConfig) and chosen.early_feature:
+        config = dataclasses.replace(config, early_feature=True)
     gaps = compare(found, torch_shapes(config, naming, TABLES[kind_of(config)]), sources)
     own = set(sources.values())
     return Identification(chosen, naming, config, sources, tuple(name for name in tensors if name not in own), gaps)
@@ -158,8 +160,8 @@ def _settings_of_shapes(shapes: Mapping[str, Shape], naming: Naming, chosen: Fam
     if kind is None:
         first = ", ".join([f"{name} {shape}" for name, shape in shapes.items()][:3])
         raise CheckpointError(
-            f"The checkpoint's image encoder ({chosen.title}) is neither a ViT as SAM's, nor a TinyViT as MobileSAM's,"
-            f" nor EfficientViT-SAM's, nor SAM 2's Hiera, and cannot be converted: of its {len(shapes)} tensors, the first are {first}."
+            f"The checkpoint's image encoder ({chosen.title}) cannot be converted. Those of SAM (ViT), MobileSAM"
+            f" (TinyViT), EfficientViT-SAM and SAM 2 (Hiera) can. Of its {len(shapes)} tensors, the first are {first}."
         )
     if kind == "vit":
         return vit_from_shapes(shapes, naming)

@@ -191,8 +191,8 @@ def hiera_from_shapes(shapes: Mapping[str, Shape], naming: Naming, family: Famil
             return dataclasses.replace(known, **frames_of(known, family))
     sizes = ", ".join(f"{known.widths[0]} and {sum(known.depths)}" for known in _HIERAS)
     raise CheckpointError(
-        f"The Hiera has width {width} and {blocks} blocks; SAM 2's have {sizes}. No shape tells the windows of another: "
-        "a Hugging Face folder with its config.json does."
+        f"The Hiera has width {width} and {blocks} blocks; SAM 2's have {sizes}. No shape tells the windows of "
+        "another: a Hugging Face folder with its config.json does."
     )
 
 
@@ -209,9 +209,7 @@ def hiera_from_hf(settings: Mapping[str, Any]) -> EncoderConfig:
     demand(trunk, query_stride=[2, 2], patch_kernel_size=[7, 7], patch_stride=[4, 4], patch_padding=[3, 3])
     given = {field: trunk[key] for key, field in _HF_HIERA.items() if key in trunk}
     size = positive(section_of(settings, "prompt_encoder_config"), "image_size", 1024)
-    return _config(
-        "hiera", **given, out_width=positive(vision, "fpn_hidden_size", 256), image_size=(size, size)
-    )
+    return _config("hiera", **given, out_width=positive(vision, "fpn_hidden_size", 256), image_size=(size, size))
 
 
 def vit_from_hf(settings: Mapping[str, Any]) -> EncoderConfig:

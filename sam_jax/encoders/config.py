@@ -45,6 +45,7 @@ class ViTConfig:
       image_size: height and width in pixels of the padded input frame.
       preprocessing: what becomes of an image's pixels before.
       dtype: compute dtype. Norms and softmaxes stay in float32 (float64 where that is the compute dtype).
+      early_feature: whether the output of the first global block is returned as well, which SAM-HQ's decoder takes.
       remat: keep only the blocks' inputs for the backward pass and compute the rest a second time. Of one image's
         gradient with ViT-H it leaves 7 of 19 GB, with ViT-B 1.4 of 4.6. Global blocks must end groups of one length.
     """
@@ -60,6 +61,7 @@ class ViTConfig:
     image_size: tuple[int, int] = (1024, 1024)
     preprocessing: Preprocessing = "sam"
     dtype: DType = "float32"
+    early_feature: bool = False
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -87,6 +89,11 @@ class ViTConfig:
                 f"got {self.global_blocks} of {self.depth} blocks."
             )
         _check_choices(self)
+
+    @property
+    def other_maps(self) -> frozenset[str]:
+        """The maps beside the embedding that the encoder makes (`sam_jax.ImageFeatures`)."""
+        return frozenset({"early"} if self.early_feature else ())
 
     @property
     def prompt_frame(self) -> tuple[int, int]:
@@ -132,6 +139,7 @@ class TinyViTConfig:
       out_width: channels `c` of the image embedding.
       image_size: height and width in pixels of the padded input frame.
       preprocessing: what becomes of an image's pixels before.
+      early_feature: whether the map that the third stage begins with is returned as well, which SAM-HQ's decoder takes.
       dtype: compute dtype. Norms and softmaxes stay in float32 (float64 where that is the compute dtype).
     """
 
@@ -144,6 +152,7 @@ class TinyViTConfig:
     out_width: int = 256
     image_size: tuple[int, int] = (1024, 1024)
     preprocessing: Preprocessing = "sam"
+    early_feature: bool = False
     dtype: DType = "float32"
 
     def __post_init__(self) -> None:
@@ -169,6 +178,11 @@ class TinyViTConfig:
     def stride(self) -> int:
         """Side in pixels of what one vector of the embedding stands for."""
         return 4 * self.stem_stride**2
+
+    @property
+    def other_maps(self) -> frozenset[str]:
+        """The maps beside the embedding that the encoder makes (`sam_jax.ImageFeatures`)."""
+        return frozenset({"early"} if self.early_feature else ())
 
     @property
     def prompt_frame(self) -> tuple[int, int]:
@@ -276,6 +290,11 @@ class EfficientViTConfig:
             )
         _check_choices(self)
 
+    @property
+    def other_maps(self) -> frozenset[str]:
+        """The maps beside the embedding that the encoder makes (`sam_jax.ImageFeatures`)."""
+        return frozenset()
+
     def hidden(self, stage: int) -> int:
         """Return the hidden channels of the blocks of a stage, from 1, but its first."""
         return self.ratios[stage - 1] * self.widths[stage]
@@ -304,6 +323,7 @@ EFFICIENT_VIT_XL0 = EfficientViTConfig(
 """`efficientvit_sam_xl0` of the official package."""
 EFFICIENT_VIT_XL1 = dataclasses.replace(EFFICIENT_VIT_XL0, depths=(1, 2, 2, 4, 6, 6), neck_depth=12)
 """`efficientvit_sam_xl1` of the official package."""
+
 
 @dataclasses.dataclass(frozen=True)
 class HieraConfig:
@@ -385,6 +405,11 @@ class HieraConfig:
             height, width = self.image_size
             return height >> 2 + stage, width >> 2 + stage
         return self.window_sizes[stage], self.window_sizes[stage]
+
+    @property
+    def other_maps(self) -> frozenset[str]:
+        """The maps beside the embedding that the encoder makes (`sam_jax.ImageFeatures`)."""
+        return frozenset({"stride_8", "stride_4"})
 
     @property
     def prompt_frame(self) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """SAM 2's image encoder: Hiera and its neck (`sam2/modeling/backbones/hieradet.py` and `image_encoder.py`).
 
-It is no encoder of one scale: a block at the start of each stage halves the map and doubles the channels, and the decoder
-takes three maps. What SAM 2 does with them once per image, projections by the mask decoder's `conv_s0` and `conv_s1` and
-the embedding of no memory, is done here.
+The first block of each stage halves the map and doubles the channels, and the decoder takes three maps. What SAM 2 does
+with them once per image is done here: the projections by the mask decoder's `conv_s0` and `conv_s1`, and the embedding
+of no memory.
 """
 
 import jax

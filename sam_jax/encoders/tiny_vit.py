@@ -5,6 +5,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from sam_jax.decoder.features import Features, ImageFeatures
 from sam_jax.decoder.layers import gelu, layer_norm
 from sam_jax.encoders.config import TINY_VIT, TinyViTConfig
 from sam_jax.encoders.convolution import ConvNorm
@@ -160,8 +161,8 @@ class TinyViT(nn.Module):
         self.stage = [Stage(config, i) for i in range(4)]
         self.neck = Neck(config.out_width, dtype)
 
-    def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, "h w c"]:
-        """Return the image embedding.
+    def __call__(self, image: Float[Array, "height width 3"]) -> Features:
+        """Return the image embedding, with the early feature where the settings ask for it.
 
         Args:
           image: RGB, normalised, then padded with zeros at the bottom and the right to `config.image_size`.
@@ -169,7 +170,8 @@ class TinyViT(nn.Module):
         Raises:
           ValueError: for an image of another size.
         """
-        return self.encode_with_early_feature(image)[0]
+        embedding, early = self.encode_with_early_feature(image)
+        return ImageFeatures(embedding, early=early) if self.config.early_feature else embedding
 
     def encode_with_early_feature(
         self, image: Float[Array, "height width 3"]

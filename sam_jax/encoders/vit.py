@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
+from sam_jax.decoder.features import Features, ImageFeatures
 from sam_jax.decoder.layers import CONV_NORM_EPS, PatchConv, gelu, layer_norm
 from sam_jax.encoders.config import VIT_B, ViTConfig
 from sam_jax.encoders.frame import check_frame
@@ -231,8 +232,8 @@ class ImageEncoder(nn.Module):
         self.block = [Block(config, config.window(i)) for i in range(config.depth)]
         self.neck = Neck(config.out_width, dtype)
 
-    def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, "h w c"]:
-        """Return the image embedding.
+    def __call__(self, image: Float[Array, "height width 3"]) -> Features:
+        """Return the image embedding, with the early feature where the settings ask for it.
 
         Args:
           image: RGB, normalised, then padded with zeros at the bottom and the right to `config.image_size`.
@@ -240,7 +241,8 @@ class ImageEncoder(nn.Module):
         Raises:
           ValueError: for an image of another size.
         """
-        return self.encode_with_early_feature(image)[0]
+        embedding, early = self.encode_with_early_feature(image)
+        return ImageFeatures(embedding, early=early) if self.config.early_feature else embedding
 
     def encode_with_early_feature(
         self, image: Float[Array, "height width 3"]

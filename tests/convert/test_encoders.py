@@ -333,7 +333,7 @@ def test_two_encoders_are_refused():
     ("name", "message"),
     [
         ("mask_decoder.iou_token.weight", "The checkpoint holds no image encoder."),
-        ("image_encoder.features.0.0.c.weight", r"The checkpoint's image encoder \(RepViT-SAM\) is neither a ViT"),
+        ("image_encoder.features.0.0.c.weight", r"The checkpoint's image encoder \(RepViT-SAM\) cannot be converted"),
         ("image_encoder.backbone.input_stem.x", r"The checkpoint's image encoder \(EfficientViT-SAM\) is neither"),
         ("image_encoder.trunk.blocks.0.norm1.weight", "of its 1 tensors, the first are image_encoder.trunk.blocks.0"),
     ],
