@@ -186,7 +186,8 @@ def notes_on(family: Family, widened: Mapping[str, str], asked: str | None) -> I
       asked: the family that was asked for.
     """
     if asked is None and family.lookalikes:
-        yield f"{' and '.join(family.lookalikes)} have files like this one: say so by --family, or family= in Python."
+        others = " and ".join(family.lookalikes)
+        yield f"Files of {others} look like this one: say so by --family, or family= in Python."
     if widened:
         path, dtype = next(iter(widened.items()))
         yield (
