@@ -7,17 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from parity.kinds import KINDS, prompts_in_pixels
 from parity.official import difference
 from parity.relatives import HqDecoder, Sam2Decoder, channels_first, random_relative, tensors_of
 from random_model import SAM2, random_features
+from stable_masks import ALL, IOU, TAKEN
 
 from sam_jax.batch.decode import Sizes
 from sam_jax.batch.predict import predict_masks
 from sam_jax.batch.select import select_masks
 from sam_jax.config import TINY
 from sam_jax.convert.state_dict import from_torch, to_torch
-from sam_jax.decoder.model import Sam
+from sam_jax.decoder.model import Sam, single_mask
 from sam_jax.prompts import Prompts
 
 TOLERANCE = 1e-5
@@ -84,6 +86,17 @@ def test_what_sam2_selects(relative, multimask, rng):
     want_logits, want_iou, _ = theirs(features, multimask, **given)
     same(logits, want_logits)
     same(iou, want_iou)
+
+
+@of("sam2")
+def test_what_sam2_takes_for_stable(relative):
+    """Around and at the threshold, several prompt sets at once."""
+    decoder = relative[0].sam_mask_decoder
+    logits, iou = torch.tensor(ALL), torch.tensor(np.tile(IOU, (len(ALL), 1)))
+    taken, taken_iou = decoder._dynamic_multimask_via_stability(logits, iou)
+    np.testing.assert_array_equal(taken[:, 0], ALL[np.arange(len(ALL)), TAKEN])
+    np.testing.assert_array_equal(taken_iou[:, 0], IOU[TAKEN])
+    np.testing.assert_array_equal(single_mask(jnp.asarray(ALL), jnp.asarray(iou.numpy())), TAKEN)
 
 
 @of("sam_hq")
