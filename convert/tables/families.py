@@ -73,7 +73,13 @@ FAMILIES: dict[str, Family] = {
         Family("medsam2", "MedSAM2", image_size=(512, 512), grid_size=(32, 32), preprocessing="medsam2"),
         Family("edge_tam", "EdgeTAM", preprocessing="sam2"),
         Family("efficient_tam", "EfficientTAM", preprocessing="sam2"),
-        Family("efficient_tam_512", "EfficientTAM, 512 pixels", image_size=(512, 512), grid_size=(32, 32)),
+        Family(
+            "efficient_tam_512",
+            "EfficientTAM, 512 pixels",
+            image_size=(512, 512),
+            grid_size=(32, 32),
+            preprocessing="sam2",
+        ),
         Family("sam3_tracker", "SAM 3's tracker", "SAM License", image_size=(1008, 1008), grid_size=(72, 72)),
         Family(
             "sam3.1_tracker",
