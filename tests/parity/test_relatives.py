@@ -75,6 +75,26 @@ def test_sam2(relative, path, kind, rng):
     same(ours.object_score, object_score)
 
 
+@pytest.mark.parametrize("family", ["medsam2", "efficient_tam_512"])
+def test_images_of_512_pixels(family, rng):
+    """Of such a file, only the family tells the frame: clicks lie in 512 pixels, and mask prompts have 128."""
+    finer = {"high_resolution": family == "medsam2"}
+    config = dataclasses.replace(SMALL, **SAM2 | finer, heads=8, image_size=(512, 512), grid_size=(32, 32))
+    theirs = random_relative(Sam2Decoder, config)
+    converted = from_torch(tensors_of(theirs), family=family)
+    assert converted.config == config
+    model = Sam(converted.config)
+    features = random_features(model=model)
+    for kind in ("masks and clicks", "mask and box"):
+        given = prompts_in_pixels(kind, config, rng)
+        ours = predict_masks(model, converted.variables, features, Prompts.build(**given), sizes=SIZES)
+        logits, iou, object_score = theirs(features, None, **given)
+        assert logits.shape[-2:] == (128, 128)
+        same(ours.logits, logits)
+        same(ours.iou, iou)
+        same(ours.object_score, object_score)
+
+
 @of("sam2")
 @pytest.mark.parametrize("multimask", [True, False])
 def test_what_sam2_selects(relative, multimask, rng):
