@@ -75,7 +75,13 @@ FAMILIES: dict[str, Family] = {
         Family("medsam2", "MedSAM2", image_size=(512, 512), grid_size=(32, 32), preprocessing="medsam2"),
         Family("edge_tam", "EdgeTAM", preprocessing="sam2"),
         Family("efficient_tam", "EfficientTAM", preprocessing="sam2"),
-        Family("efficient_tam_512", "EfficientTAM, 512 pixels", image_size=(512, 512), grid_size=(32, 32)),
+        Family(
+            "efficient_tam_512",
+            "EfficientTAM, 512 pixels",
+            image_size=(512, 512),
+            grid_size=(32, 32),
+            preprocessing="sam2",
+        ),
         Family("sam3_tracker", "SAM 3's tracker", "SAM License", image_size=(1008, 1008), grid_size=(72, 72)),
         Family(
             "sam3.1_tracker",
@@ -96,6 +102,12 @@ FAMILIES: dict[str, Family] = {
 _OBJECT_SCORE = r"\bobj_score_token\.weight "
 _HQ = r"\bh[fq]_token\.weight "
 _CONV_S0 = r"\bconv_s0\."
+_NEW_IN_2_1 = r"\b(no_obj_embed_spatial|occlusion_spatial_embedding_parameter) "
+_IN_BOTH = r"\b(maskmem_tpos_enc|memory_temporal_positional_encoding) "
+
+_HIERA = r"\b(?:image_encoder\.trunk|vision_encoder\.backbone)\."
+_HIERA_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}
+"""Width of the first stage and number of blocks, of the image encoders of SAM 2 and SAM 2.1."""
 
 Evidence = tuple[tuple[tuple[str, ...], str], ...]
 """Patterns and the family that they tell. They are looked for in a checkpoint's listing, one line per tensor, `name
@@ -108,7 +120,7 @@ _IN_THE_DECODER: Evidence = (
     ((_OBJECT_SCORE, _CONV_S0, r"\btransformer\.layers\.0\.mlp\.lin1\."), "sam3_tracker"),
     ((_OBJECT_SCORE, r"\btracker_model\."), "sam3_tracker"),
     ((_OBJECT_SCORE, r"\b(image_encoder\.trunk\.body|spatial_perceiver)\."), "edge_tam"),
-    ((_OBJECT_SCORE, _CONV_S0, r"\b(no_obj_embed_spatial|occlusion_spatial_embedding_parameter) "), "sam2.1"),
+    ((_OBJECT_SCORE, _CONV_S0, _NEW_IN_2_1), "sam2.1"),
     ((_OBJECT_SCORE, _CONV_S0), "sam2"),
     ((_OBJECT_SCORE,), "efficient_tam"),
     ((r"\bhq_token\.weight ",), "hf_sam_hq"),
@@ -185,6 +197,22 @@ def recognise(text: str, naming: Naming) -> Family:
     usual, around = ("hf_sam", ()) if naming == "hf" else ("sam", _AROUND_THE_DECODER)
     evidence = (*_IN_THE_DECODER, *around)
     return FAMILIES[next((name for patterns, name in evidence if _all_found(patterns, text)), usual)]
+
+
+def size_of(text: str) -> str | None:
+    """Return which of SAM 2's image encoders is in a listing; None where there is none, or another one."""
+    width = re.search(rf"{_HIERA}patch_embed\.proj(ection)?\.weight \((\d+), 3, 7, 7\)$", text, re.MULTILINE)
+    blocks = set(re.findall(rf"{_HIERA}blocks\.(\d+)\.", text))
+    return _HIERA_SIZES.get((int(width[2]), len(blocks))) if width else None
+
+
+def version_of(family: Family, text: str) -> str | None:
+    """Return which version of SAM 2 a listing is of; None for another family. Only tensors for video tell."""
+    if family.name not in ("sam2", "sam2.1"):
+        return None
+    if _all_found((_NEW_IN_2_1,), text):
+        return "2.1"
+    return "2.0" if _all_found((_IN_BOTH,), text) else "2.0 or 2.1: only tensors for video would tell"
 
 
 def refuse_relatives(text: str) -> None:

@@ -57,6 +57,8 @@ VIDEO = re.compile(
 )
 """Tensors that only follow an object through a video: SAM 2's by Meta and by Hugging Face, EdgeTAM's."""
 
+_VIDEO_BELOW = re.compile(rf"(?:.*\.)?(?:{VIDEO.pattern})")
+
 _IGNORED = re.compile(
     r"(image_encoder|vision_encoder|fpn|rpn_head)\..*"
     r"|(detector|detector_model|tracker|tracker_model|tracker_neck)\..*"  # what SAM 3 has beside its decoder
@@ -96,6 +98,11 @@ class Names:
 def is_decoder(name: str) -> bool:
     """Whether a plain name is one of a prompt encoder's or a mask decoder's."""
     return _DECODER.fullmatch(name) is not None
+
+
+def is_video(name: str) -> bool:
+    """Whether a name in a file, below any prefix, is of a tensor that only follows an object through a video."""
+    return _VIDEO_BELOW.fullmatch(name) is not None
 
 
 def plain(name: str) -> str:

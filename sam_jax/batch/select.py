@@ -5,7 +5,7 @@ The official code is `segment_anything/utils/amg.py` and `utils/onnx.py`.
 
 import dataclasses
 from types import ModuleType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def _numpy_of(prediction: MaskPrediction) -> ModuleType:
 
 def best_masks(
     prediction: MaskPrediction, prompts: Prompts
-) -> tuple[Float[Array, "*batch my mx"], Float[Array, "*batch"]]:
+) -> tuple[Float[AnyArray, "*batch my mx"], Float[AnyArray, "*batch"]]:
     """Return one mask and its score for each prompt set: the best-scored multimask output, or where the prompt is clear
     the mask for that.
 
@@ -116,7 +116,7 @@ def take_masks(
     prediction: MaskPrediction, index: Int[AnyArray, "*batch"]
 ) -> tuple[Float[AnyArray, "*batch my mx"], Float[AnyArray, "*batch"]]:
     """Return the mask and the score with the given index (0 to m - 1) of each prompt set."""
-    xp = np if isinstance(index, np.ndarray) and isinstance(prediction.iou, np.ndarray) else jnp
+    xp: Any = np if isinstance(index, np.ndarray) and isinstance(prediction.iou, np.ndarray) else jnp
     logits = xp.take_along_axis(prediction.logits, index[..., None, None, None], axis=-3)
     return logits[..., 0, :, :], xp.take_along_axis(prediction.iou, index[..., None], axis=-1)[..., 0]
 

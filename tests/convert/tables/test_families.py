@@ -140,7 +140,7 @@ def test_the_settings_that_differ_from_segment_anything():
         "medsam2": {"image_size": (512, 512), "grid_size": (32, 32), "preprocessing": "medsam2"},
         "edge_tam": {"preprocessing": "sam2"},
         "efficient_tam": {"preprocessing": "sam2"},
-        "efficient_tam_512": {"image_size": (512, 512), "grid_size": (32, 32)},
+        "efficient_tam_512": {"image_size": (512, 512), "grid_size": (32, 32), "preprocessing": "sam2"},
         "sam3_tracker": {"image_size": (1008, 1008), "grid_size": (72, 72)},
         "sam3.1_tracker": {"image_size": (1008, 1008), "grid_size": (72, 72), "linear_iou": True},
         "hf_sam_hq": {"block_norm_eps": 1e-6},
