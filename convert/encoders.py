@@ -9,7 +9,14 @@ import numpy as np
 
 from sam_jax.convert.state_dict import Conversion, Identification, choose_family, read_variables, write_variables
 from sam_jax.convert.tables.encoder_rules import TINY_VIT, VIT
-from sam_jax.convert.tables.encoder_settings import encoder_kind, tiny_vit_from_shapes, vit_from_hf, vit_from_shapes
+from sam_jax.convert.tables.encoder_settings import (
+    encoder_kind,
+    is_plain,
+    plain_vit_from_shapes,
+    tiny_vit_from_shapes,
+    vit_from_hf,
+    vit_from_shapes,
+)
 from sam_jax.convert.tables.families import Family, listing
 from sam_jax.convert.tables.gaps import Described, compare
 from sam_jax.convert.tables.names import WRAPPERS, decoder_prefix, plain
@@ -104,6 +111,8 @@ def encoder_to_torch(encoder: Any, variables: Mapping[str, Any], naming: Naming 
     kind = kind_of(encoder.config)
     if naming == "hf" and kind != "vit":
         raise ValueError("Hugging Face has no names for a TinyViT: only the naming meta has.")
+    if naming == "hf" and encoder.config.position_side:
+        raise ValueError("Hugging Face has no names for EfficientSAM's ViT: only the naming meta has.")
     return write_variables(encoder.config, variables, naming, TABLES[kind])
 
 
@@ -150,4 +159,8 @@ def _settings_of_shapes(shapes: Mapping[str, Shape], naming: Naming, chosen: Fam
             f"The checkpoint's image encoder ({chosen.title}) is neither a ViT as SAM's nor a TinyViT as MobileSAM's,"
             f" and cannot be converted: of its {len(shapes)} tensors, the first are {first}."
         )
-    return vit_from_shapes(shapes, naming) if kind == "vit" else tiny_vit_from_shapes(shapes, chosen)
+    if kind == "tiny_vit":
+        return tiny_vit_from_shapes(shapes, chosen)
+    if is_plain(shapes):
+        return plain_vit_from_shapes(shapes, chosen)
+    return vit_from_shapes(shapes, naming)

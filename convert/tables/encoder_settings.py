@@ -1,6 +1,7 @@
 """The settings of a checkpoint's image encoder: from its names and shapes, or from a Hugging Face `config.json`."""
 
 import collections
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from sam_jax.convert.tables.encoder_rules import TINY_VIT, VIT
 from sam_jax.convert.tables.families import Family
 from sam_jax.convert.tables.rules import Naming, Shape, measure, slots
 from sam_jax.convert.tables.settings import demand, positive, section_of
-from sam_jax.encoders.config import EncoderConfig, make_config
+from sam_jax.encoders.config import EFFICIENT_SAM_TI, EncoderConfig, make_config
 from sam_jax.errors import CheckpointError, describe
 
 _KINDS = (
@@ -69,6 +70,36 @@ def vit_from_shapes(shapes: Mapping[str, Shape], naming: Naming) -> EncoderConfi
         global_blocks=global_blocks,
         out_width=found.get("e", 256),
         image_size=(h * patch, w * patch),
+    )
+
+
+def is_plain(names: Iterable[str]) -> bool:
+    """Whether plain names are those of EfficientSAM's ViT, which has other names in its MLPs."""
+    return any(re.match(r"image_encoder\.blocks\.\d+\.mlp\.fc[12]\.", name) for name in names)
+
+
+def plain_vit_from_shapes(shapes: Mapping[str, Shape], family: Family) -> EncoderConfig:
+    """Return the settings of EfficientSAM's ViT; the size of its images, of which no tensor tells, is the family's.
+
+    Raises:
+      CheckpointError: if no such ViT has these sizes.
+    """
+    # Less than usual is a loss: no other tensor tells of the last blocks.
+    depth = max(_count(shapes, _BLOCKS["meta"]), EFFICIENT_SAM_TI.depth)
+    usual = dataclasses.replace(EFFICIENT_SAM_TI, depth=depth, global_blocks=tuple(range(depth)))
+    found = {**VIT.sizes(usual), **measure(shapes, slots(usual, "meta", VIT))}
+    width = found["c"]
+    return _config(
+        "vit",
+        width=width,
+        depth=depth,
+        heads=max(1, width // (usual.width // usual.heads)),
+        mlp_ratio=found["f"] // max(1, width),
+        patch_size=found["p"],
+        global_blocks=usual.global_blocks,
+        out_width=found["e"],
+        position_side=math.isqrt(max(found["n"], 2) - 1),
+        image_size=family.image_size,
     )
 
 

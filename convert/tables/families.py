@@ -67,6 +67,7 @@ FAMILIES: dict[str, Family] = {
         Family("sam_med2d", "SAM-Med2D", image_size=(256, 256), grid_size=(16, 16)),
         Family("samed", "SAMed", licence="MIT", image_size=(512, 512), grid_size=(32, 32)),
         Family("sam_hq", "SAM-HQ"),
+        Family("efficient_sam", "EfficientSAM", preprocessing="efficient_sam"),
         Family("sam2", "SAM 2", preprocessing="sam2", lookalikes=("medsam2",)),
         Family("sam2.1", "SAM 2.1", preprocessing="sam2", lookalikes=("medsam2",)),
         Family("hq_sam2", "HQ-SAM 2", preprocessing="sam2"),
@@ -94,6 +95,7 @@ FAMILIES: dict[str, Family] = {
 _OBJECT_SCORE = r"\bobj_score_token\.weight "
 _HQ = r"\bh[fq]_token\.weight "
 _CONV_S0 = r"\bconv_s0\."
+_EFFICIENT_SAM = r"\bfinal_output_upscaling_layers\."
 
 Evidence = tuple[tuple[tuple[str, ...], str], ...]
 """Patterns and the family that they tell. They are looked for in a checkpoint's listing, one line per tensor, `name
@@ -109,6 +111,7 @@ _IN_THE_DECODER: Evidence = (
     ((_OBJECT_SCORE, _CONV_S0, r"\b(no_obj_embed_spatial|occlusion_spatial_embedding_parameter) "), "sam2.1"),
     ((_OBJECT_SCORE, _CONV_S0), "sam2"),
     ((_OBJECT_SCORE,), "efficient_tam"),
+    ((_EFFICIENT_SAM,), "efficient_sam"),
     ((r"\bhq_token\.weight ",), "hf_sam_hq"),
     ((_HQ,), "sam_hq"),
 )
@@ -133,11 +136,6 @@ Kind = tuple[tuple[str, ...], str]
 """What is refused: the patterns that are all found in its listing, and what to say."""
 
 _RELATIVES: tuple[Kind, ...] = (
-    (
-        (r"\bfinal_output_upscaling_layers\.",),
-        "EfficientSAM. Its decoder has as many tensors and numbers as SAM's and computes something else: other "
-        "residuals, GELU, a group norm and its own prompt padding. It is not supported.",
-    ),
     (
         (r"\biou_token\.weight \(16, ", r"\A(?![\s\S]*\binteractive_sam_mask_decoder\.)"),
         "the multiplex head of SAM 3.1. It follows sixteen objects through a video and takes no prompts. "
