@@ -19,6 +19,7 @@ from sam_jax.config import SamConfig
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.errors import describe
+from sam_jax.images.bicubic import bicubic_masks
 from sam_jax.images.full_size import binary_masks
 from sam_jax.images.preprocess import prepare
 from sam_jax.images.read import rgb_pixels
@@ -160,9 +161,12 @@ def predict_batch(
 
 def _full_size(config: SamConfig, image: EncodedImage, out: MaskPrediction, multimask: bool) -> Prediction:
     logits, scores = select_masks(out, multimask)
-    masks = binary_masks(
-        logits, input_size=image.input_size, original_size=image.original_size, image_size=config.image_size
-    )
+    if config.postprocessing == "efficient_sam":
+        masks: Any = bicubic_masks(np.asarray(logits, np.float32), image.original_size)
+    else:
+        masks = binary_masks(
+            logits, input_size=image.input_size, original_size=image.original_size, image_size=config.image_size
+        )
     return Prediction(np.asarray(masks), np.asarray(scores, np.float32), np.asarray(logits, np.float32))
 
 

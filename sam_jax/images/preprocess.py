@@ -33,6 +33,8 @@ def prepare(
       rounding where images are made smaller (`CVPR24_LiteMedSAM_infer.py` in `bowang-lab/MedSAM`).
     - `medsam`: stretched to the whole frame by PIL's bicubic resize, then scaled in the same way. MedSAM's own resize
       is scikit-image's; the pixels of two photographs differ by 0.5 to 1.7 of 255 on average (`MedSAM_Inference.py`).
+    - `efficient_sam`: stretched to the whole frame in floats, bilinear without antialias, then normalised as SAM does
+      (`EfficientSam.preprocess` in `efficient_sam/efficient_sam.py`, whose mean and deviation are of pixels up to 1).
     - `micro_sam`: each channel's smallest value becomes 0 and its largest 255, then as `sam` (`_to_image` in
       `micro_sam/util.py`).
 
@@ -45,6 +47,8 @@ def prepare(
       ValueError: if the image is not uint8 [height, width, 3].
     """
     check_pixels(image, np.uint8)
+    if preprocessing == "efficient_sam":
+        return (_bilinear(image, image_size) - _MEAN) / _STD, image_size
     original_size = image.shape[0], image.shape[1]
     height, width = image_size if preprocessing == "medsam" else input_size_for(original_size, image_size)
     frame = np.zeros((*image_size, 3), np.float32)
@@ -63,6 +67,19 @@ def _mean_of_area(image: UInt8[np.ndarray, "height width 3"], size: Size) -> Flo
     """The mean over the area that each pixel of the new size covers, as a whole number."""
     rows, columns = (coverage(new, new, new, original) for new, original in zip(size, image.shape[:2], strict=True))
     return np.floor(np.einsum("ah,hwc,bw->abc", rows, image.astype(np.float32), columns, optimize=True) + 0.5)
+
+
+def _bilinear(image: UInt8[np.ndarray, "height width 3"], size: Size) -> Float[np.ndarray, "{size[0]} {size[1]} 3"]:
+    """The mean of the two nearest rows and columns, by distance from half-pixel centres, clamped at the edges."""
+    pixels = image.astype(np.float32)
+    for axis, new in enumerate(size):
+        old = pixels.shape[axis]
+        place = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0)
+        near = place.astype(int)
+        share = np.expand_dims((place - near).astype(np.float32), tuple({0, 1, 2} - {axis}))
+        far = np.minimum(near + 1, old - 1)
+        pixels = pixels.take(near, axis) * (1 - share) + pixels.take(far, axis) * share
+    return pixels
 
 
 def _each_from_0_to_255(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
