@@ -123,6 +123,7 @@ _AROUND_THE_DECODER: Evidence = (
     ((r"\bimage_encoder\.backbone\.",), "efficientvit_sam"),
     ((r"\bimage_encoder\.(fuse_stage2|features\.\d+\.token_mixer\.0\.conv1\.c)\.",), "edge_sam"),
     ((r"\bimage_encoder\.features\.",), "repvit_sam"),
+    ((r"\bimage_encoder\.blocks\.0\.mlp\.fc1\.",), "efficient_sam"),
     # TinyViT. LiteMedSAM's stem keeps the resolution, by kernels of one pixel; TinySAM's is MobileSAM's.
     ((r"\bimage_encoder\.patch_embed\.seq\.0\.c\.weight \(\d+, 3, 1, 1\)",), "lite_medsam"),
     ((r"\bimage_encoder\.patch_embed\.seq\.",), "mobile_sam"),

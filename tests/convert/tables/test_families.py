@@ -33,6 +33,10 @@ EVIDENCE = {
     },
     "slim_sam": {"image_encoder.patch_embed.proj.weight": (168, 3, 16, 16)},
     "micro_sam": {"model_state.sam.image_encoder.patch_embed.proj.weight": (768, 3, 16, 16)},
+    "efficient_sam": {
+        "image_encoder.blocks.0.mlp.fc1.weight": (1536, 384),
+        "image_encoder.patch_embed.proj.weight": (384, 3, 16, 16),
+    },
     "efficientvit_sam": {"image_encoder.backbone.input_stem.op_list.0.conv.weight": (32, 3, 3, 3)},
     "sam_med2d": {
         "image_encoder.blocks.0.Adapter.channel.0.weight": (192, 768),
