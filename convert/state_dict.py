@@ -152,8 +152,10 @@ def to_torch(model: Any, variables: Mapping[str, Any], naming: Naming = "meta") 
 
     Raises:
       CheckpointError: listing every leaf that is missing, unexpected, misshapen or of another dtype than a float's.
-      ValueError: if there is no such naming.
+      ValueError: if there is no such naming, or Hugging Face has no names for this decoder.
     """
+    if naming == "hf" and model.config.efficient_sam:
+        raise ValueError("Hugging Face has no names for EfficientSAM: only the naming meta has.")
     return write_variables(model.config, variables, naming, DECODER)
 
 

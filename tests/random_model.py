@@ -21,6 +21,7 @@ SAM2 = {
     "postprocessing": "sam2",
 }
 FAMILIES = {"sam": {}, "sam_hq": {"hq": True, "early_width": 24}, "sam2": SAM2, "hq_sam2": SAM2 | {"hq": True}}
+FAMILIES |= {"efficient_sam": {"efficient_sam": True, "postprocessing": "efficient_sam"}}
 """Settings in which the decoders of the families differ."""
 
 TRANSPOSED = ("upscaling", "of_embedding", "of_early")

@@ -69,6 +69,7 @@ FAMILIES: dict[str, Family] = {
         Family("sam_med2d", "SAM-Med2D", image_size=(256, 256), grid_size=(16, 16)),
         Family("samed", "SAMed", licence="MIT", image_size=(512, 512), grid_size=(32, 32)),
         Family("sam_hq", "SAM-HQ", early_feature=True),
+        Family("efficient_sam", "EfficientSAM", preprocessing="efficient_sam"),
         Family("sam2", "SAM 2", preprocessing="sam2", lookalikes=("medsam2",)),
         Family("sam2.1", "SAM 2.1", preprocessing="sam2", lookalikes=("medsam2",)),
         Family("hq_sam2", "HQ-SAM 2", preprocessing="sam2"),
@@ -102,6 +103,7 @@ FAMILIES: dict[str, Family] = {
 _OBJECT_SCORE = r"\bobj_score_token\.weight "
 _HQ = r"\bh[fq]_token\.weight "
 _CONV_S0 = r"\bconv_s0\."
+_EFFICIENT_SAM = r"\bfinal_output_upscaling_layers\."
 _NEW_IN_2_1 = r"\b(no_obj_embed_spatial|occlusion_spatial_embedding_parameter) "
 _IN_BOTH = r"\b(maskmem_tpos_enc|memory_temporal_positional_encoding) "
 
@@ -123,6 +125,7 @@ _IN_THE_DECODER: Evidence = (
     ((_OBJECT_SCORE, _CONV_S0, _NEW_IN_2_1), "sam2.1"),
     ((_OBJECT_SCORE, _CONV_S0), "sam2"),
     ((_OBJECT_SCORE,), "efficient_tam"),
+    ((_EFFICIENT_SAM,), "efficient_sam"),
     ((r"\bhq_token\.weight ",), "hf_sam_hq"),
     ((_HQ,), "sam_hq"),
 )
@@ -134,6 +137,7 @@ _AROUND_THE_DECODER: Evidence = (
     ((r"\bimage_encoder\.backbone\.",), "efficientvit_sam"),
     ((r"\bimage_encoder\.(fuse_stage2|features\.\d+\.token_mixer\.0\.conv1\.c)\.",), "edge_sam"),
     ((r"\bimage_encoder\.features\.",), "repvit_sam"),
+    ((r"\bimage_encoder\.blocks\.0\.mlp\.fc1\.",), "efficient_sam"),
     # TinyViT. LiteMedSAM's stem keeps the resolution, by kernels of one pixel; TinySAM's is MobileSAM's.
     ((r"\bimage_encoder\.patch_embed\.seq\.0\.c\.weight \(\d+, 3, 1, 1\)",), "lite_medsam"),
     ((r"\bimage_encoder\.patch_embed\.seq\.",), "mobile_sam"),
@@ -147,11 +151,6 @@ Kind = tuple[tuple[str, ...], str]
 """What is refused: the patterns that are all found in its listing, and what to say."""
 
 _RELATIVES: tuple[Kind, ...] = (
-    (
-        (r"\bfinal_output_upscaling_layers\.",),
-        "EfficientSAM. Its decoder has as many tensors and numbers as SAM's and computes something else: other "
-        "residuals, GELU, a group norm and its own prompt padding. It is not supported.",
-    ),
     (
         (r"\biou_token\.weight \(16, ", r"\A(?![\s\S]*\binteractive_sam_mask_decoder\.)"),
         "the multiplex head of SAM 3.1. It follows sixteen objects through a video and takes no prompts. "

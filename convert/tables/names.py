@@ -40,8 +40,8 @@ decoder too, and SAM 3.1 a second one.
 """
 
 _RESPELT = (
-    (re.compile(r"(mask_decoder\.transformer\.layers\.\d+\.mlp\.)(layers\.0|proj_in)(\.\w+)"), r"\1lin1\3"),
-    (re.compile(r"(mask_decoder\.transformer\.layers\.\d+\.mlp\.)(layers\.1|proj_out)(\.\w+)"), r"\1lin2\3"),
+    (re.compile(r"(mask_decoder\.transformer\.layers\.\d+\.mlp\.)(layers\.0|proj_in)(\.[a-z]\w*)"), r"\1lin1\3"),
+    (re.compile(r"(mask_decoder\.transformer\.layers\.\d+\.mlp\.)(layers\.1|proj_out)(\.[a-z]\w*)"), r"\1lin2\3"),
     (re.compile(r"(mask_decoder\.transformer\..*\.)o_proj(\.\w+)"), r"\1out_proj\2"),
 )
 """Names of SAM 2's layers, by Meta and by Hugging Face, and SAM's names of the same layers."""
@@ -69,7 +69,8 @@ _IGNORED = re.compile(
 """Other tensors outside the decoder that SAM's relatives keep beside it."""
 
 _PART = re.compile(
-    r"((?:.*\.)?)(?:sam_)?(mask_decoder\.iou_token|mask_decoder\.mask_tokens|prompt_encoder\.not_a_point_embed)\.weight"
+    r"((?:.*\.)?)(?:sam_)?"
+    r"(mask_decoder\.iou_token|mask_decoder\.mask_tokens|prompt_encoder\.(?:not_a_point_embed|invalid_points))\.weight"
 )
 """Tensors that every decoder has, by all names, and what stands before them."""
 

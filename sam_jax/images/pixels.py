@@ -20,6 +20,7 @@ from sam_jax.decoder.features import Features, map_shapes
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.errors import describe
+from sam_jax.images.bicubic import bicubic_masks
 from sam_jax.images.full_size import binary_masks
 from sam_jax.images.preprocess import prepare, size_in_frame
 from sam_jax.images.read import rgb_pixels
@@ -166,7 +167,10 @@ def predict_batch(
 
 def _full_size(config: SamConfig, image: EncodedImage, out: MaskPrediction, multimask: bool) -> Prediction:
     logits, scores = select_masks(out, multimask)
-    masks = binary_masks(logits, original_size=image.original_size, **mask_sizes(config, image.input_size))
+    if config.postprocessing == "efficient_sam":
+        masks: Any = bicubic_masks(np.asarray(logits, np.float32), image.original_size)
+    else:
+        masks = binary_masks(logits, original_size=image.original_size, **mask_sizes(config, image.input_size))
     logits = np.asarray(logits, np.float32)
     if config.postprocessing == "sam2":
         logits = logits.clip(-LARGEST_LOGIT, LARGEST_LOGIT)
