@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from sam_jax.batch.decode import Images
 from sam_jax.batch.predict import predict_masks
 from sam_jax.batch.select import select_masks
 from sam_jax.config import SamConfig
+from sam_jax.decoder.features import Features, maps_of
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.errors import describe
@@ -30,7 +31,7 @@ class EncodedImage(NamedTuple):
     """All that is kept of an image: a pytree to store, pass on and predict from.
 
     Attributes:
-      embedding: the image embedding, or what `prepare_image` made of it.
+      embedding: the image embedding, all maps where the decoder takes several, or what `prepare_image` made of either.
       input_size: height and width of the resized image in the input frame, before padding.
       original_size: height and width of the image.
     """
@@ -76,9 +77,16 @@ def encode_image(
 
 
 @functools.partial(jax.jit, static_argnames="encoder")
-def _encode(encoder: Encoder, variables: Variables, frame: Float[AnyArray, "fh fw 3"]) -> Float[Array, "h w c"]:
-    embedding: Any = encoder.apply(variables, frame)
-    return embedding
+def _encode(encoder: Encoder, variables: Variables, frame: Float[AnyArray, "fh fw 3"]) -> Features:
+    features: Any = encoder.apply(variables, frame)
+    return features
+
+
+def encoded_shapes(encoder: Encoder, variables: Variables) -> dict[str, tuple[int, int, int]]:
+    """Return the shapes of the maps that `encode_image` makes of an image, by name."""
+    frame = jax.ShapeDtypeStruct((*encoder.config.image_size, 3), jnp.float32)
+    made = jax.eval_shape(functools.partial(_encode, encoder), variables, frame)
+    return {name: value.shape for name, value in maps_of(made).items()}
 
 
 def predict_image(

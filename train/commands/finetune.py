@@ -15,6 +15,7 @@ from rich.console import Console
 
 from sam_jax.batch.sharding import make_mesh, replicate
 from sam_jax.config import SamConfig
+from sam_jax.decoder.features import map_shapes
 from sam_jax.decoder.model import Sam
 from sam_jax.files.checkpoints import Variables, load, load_encoder, provenance_of, save
 from sam_jax.files.embeddings import EmbeddingStore, StoredDType
@@ -191,8 +192,7 @@ def _opened(path: str, decoder: SamConfig, origin: Provenance) -> EmbeddingStore
 
 
 def _store(path: Path, decoder: SamConfig, dtype: StoredDType, origin: Provenance) -> EmbeddingStore:
-    shape = *decoder.grid_size, decoder.width
-    return EmbeddingStore.create(path, shape, decoder.image_size, dtype, origin)
+    return EmbeddingStore.create(path, map_shapes(decoder), decoder.image_size, dtype, origin)
 
 
 def _draw(out: Path, model: Sam, variables: Variables, shown: Source) -> None:
