@@ -61,7 +61,7 @@ def click(
     Args:
       model: the decoder, static.
       variables: its variables.
-      embeddings: image embeddings, [h, w, c] or [image, h, w, c], or what `prepare_image` made of them.
+      embeddings: as in `predict_masks`.
       state: what `start_clicks` or the last `click` returned.
       points: a click (x, y) for each object, in the input frame.
       labels: 1 foreground, 0 background, -2 for an object that gets no click this time.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sam_jax.config import SamConfig
 from sam_jax.decoder.model import MaskPrediction
 from sam_jax.errors import describe
 from sam_jax.prompts import BACKGROUND, EMPTY, AnyArray, Prompts
@@ -50,9 +51,15 @@ def select_masks(
     return logits[..., None, :, :], iou[..., None]
 
 
+def masks_selected(config: SamConfig, multimask: bool = True) -> int:
+    """Return how many masks of a prompt set `select_masks` returns."""
+    return config.multimask_outputs if multimask and not config.early_width else 1
+
+
 def _best_of_several(prediction: MaskPrediction) -> Int[AnyArray, "*batch"]:
     """The index of the best-scored multimask output; of equal ones the first."""
-    return 1 + prediction.iou[..., 1:].argmax(-1).astype(np.int32)
+    xp = np if isinstance(prediction.iou, np.ndarray) else jnp
+    return xp.asarray(1 + prediction.iou[..., 1:].argmax(-1), xp.int32)
 
 
 def _single(prediction: MaskPrediction) -> Int[AnyArray, "*batch"]:

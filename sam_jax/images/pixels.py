@@ -119,7 +119,7 @@ def predict_image(
     prompts, several = _build(model.config, image, given)
     # Chosen from on the host: on the device, each slice would be a program to compile.
     out = jax.tree.map(np.asarray, predict_masks(model, variables, image.embedding, prompts))
-    return _full_size(model.config, image, out if several else jax.tree.map(lambda x: x[0], out), multimask)
+    return _full_size(model.config, image, out if several else _part(out, 0), multimask)
 
 
 def predict_batch(
@@ -155,15 +155,19 @@ def predict_batch(
         {name: None if entries is None else entries[i] for name, entries in given.items()} for i in range(len(images))
     ]
     asked = [_build(model.config, image, row) for image, row in zip(images, rows, strict=True)]
-    embeddings = jnp.stack([jnp.asarray(image.embedding) for image in images])
+    embeddings = jax.tree.map(lambda *x: jnp.stack(x), *(image.embedding for image in images))
     prompts_of_all = _stack([prompts for prompts, _ in asked], model.config)
     together = jax.tree.map(np.asarray, predict_masks(model, variables, embeddings, prompts_of_all))
     predictions = []
     for i, (image, (prompts, several)) in enumerate(zip(images, asked, strict=True)):
-        mine = (i, slice(len(prompts.valid))) if several else (i, 0)
-        out = jax.tree.map(lambda x, mine=mine: x[mine], together)
+        out = _part(together, (i, slice(len(prompts.valid))) if several else (i, 0))
         predictions.append(_full_size(model.config, image, out, multimask))
     return predictions
+
+
+def _part(out: MaskPrediction, index: Any) -> MaskPrediction:
+    """A part of a prediction on the host; one number is an array, too."""
+    return jax.tree.map(lambda x: np.asarray(x[index]), out)
 
 
 def _full_size(config: SamConfig, image: EncodedImage, out: MaskPrediction, multimask: bool) -> Prediction:
