@@ -13,6 +13,7 @@ from sam_jax.convert.tables.gaps import Described, Gaps, compare
 from sam_jax.convert.tables.names import official, sort_out
 from sam_jax.convert.tables.rules import DECODER, NAMINGS, Naming, Slot, Table, flax_shapes, slots, torch_shapes
 from sam_jax.convert.tables.settings import OWN, config_from_hf, config_from_shapes, frame, own_config, own_family
+from sam_jax.encoders.config import HieraConfig
 from sam_jax.errors import CheckpointError, describe
 
 Config = TypeVar("Config")
@@ -209,7 +210,7 @@ def write_variables(config: Any, variables: Mapping[str, Any], naming: Naming, t
     if gaps:
         raise CheckpointError(f"The variables do not fit the model's configuration.\n{gaps}")
     tensors = {slot.name: slot.leaf.to_torch(_part(leaves[slot.path], slot)) for slot in slots(config, naming, table)}
-    if not getattr(config, "object_score", False):
+    if not (isinstance(config, HieraConfig) or getattr(config, "object_score", False)):
         return tensors
     return {official(name, naming): tensor for name, tensor in tensors.items()}
 

@@ -27,6 +27,7 @@ class Family:
       grid_size: height and width of the image embedding.
       heads: attention heads.
       preprocessing: as in the encoder's settings.
+      early_feature: whether the decoder takes the encoder's early feature.
       linear_iou: whether the predicted IoU has no sigmoid, where the decoder has an object score.
       lookalikes: families whose files cannot be told from this one's, and which need other settings.
     """
@@ -40,6 +41,7 @@ class Family:
     grid_size: tuple[int, int] = (64, 64)
     heads: int = 8
     preprocessing: Preprocessing = "sam"
+    early_feature: bool = False
     linear_iou: bool = False
     lookalikes: tuple[str, ...] = ()
 
@@ -66,7 +68,7 @@ FAMILIES: dict[str, Family] = {
         Family("efficientvit_sam", "EfficientViT-SAM", block_norm_eps=1e-6, final_norm_eps=1e-6),
         Family("sam_med2d", "SAM-Med2D", image_size=(256, 256), grid_size=(16, 16)),
         Family("samed", "SAMed", licence="MIT", image_size=(512, 512), grid_size=(32, 32)),
-        Family("sam_hq", "SAM-HQ"),
+        Family("sam_hq", "SAM-HQ", early_feature=True),
         Family("sam2", "SAM 2", preprocessing="sam2", lookalikes=("medsam2",)),
         Family("sam2.1", "SAM 2.1", preprocessing="sam2", lookalikes=("medsam2",)),
         Family("hq_sam2", "HQ-SAM 2", preprocessing="sam2"),

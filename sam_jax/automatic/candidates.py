@@ -23,13 +23,12 @@ from sam_jax.batch.decode import Images, decode_batch, default_chunk
 from sam_jax.batch.select import select_masks
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.fast.low_rank import ImageState, prepare_image
+from sam_jax.images.pixels import LARGEST_LOGIT
+from sam_jax.images.resize import mask_sizes
 from sam_jax.prompts import AnyArray, Prompts
 
 EDGE = 20
 """Pixels within which a box counts as at an edge."""
-
-MOST_LOGIT = 32
-"""What SAM 2 clamps logits to before they go back as a mask prompt."""
 
 
 @struct.dataclass
@@ -187,7 +186,7 @@ def _decode(
     n, k = iou.shape
     given = logits.reshape(n * k, *logits.shape[2:])
     if model.config.postprocessing == "sam2":
-        given = jnp.clip(given, -MOST_LOGIT, MOST_LOGIT)
+        given = jnp.clip(given, -LARGEST_LOGIT, LARGEST_LOGIT)
     refined, scores = _ask(model, variables, state, jnp.repeat(points, k, 0), given)
     return refined.reshape(logits.shape), scores.reshape(n, k)
 
@@ -225,9 +224,8 @@ def _filtered(
     offset = thresholds.stability_score_offset
 
     def count(index: Int[Array, " k"]) -> Any:
-        sizes: Any = {"input_size": tuple(place.input_size), "original_size": place.size}
-        several = jnp.take(logits, index, 0, mode="clip")
-        return count_pixels(several, image_size=model.config.image_size, offset=offset, **sizes)
+        sizes: Any = mask_sizes(model.config, tuple(place.input_size)) | {"original_size": place.size}
+        return count_pixels(jnp.take(logits, index, 0, mode="clip"), offset=offset, **sizes)
 
     counted = map_first(count, order, wanted.sum(), together())
     counted = jax.tree.map(lambda x: jnp.zeros_like(x).at[order].set(x, mode="drop"), counted)

@@ -4,6 +4,7 @@ The official code is `segment_anything/utils/amg.py` and `utils/onnx.py`.
 """
 
 import dataclasses
+from types import ModuleType
 from typing import Literal, get_args
 
 import jax
@@ -58,16 +59,20 @@ def masks_selected(config: SamConfig, multimask: bool = True) -> int:
 
 def _best_of_several(prediction: MaskPrediction) -> Int[AnyArray, "*batch"]:
     """The index of the best-scored multimask output; of equal ones the first."""
-    xp = np if isinstance(prediction.iou, np.ndarray) else jnp
-    return xp.asarray(1 + prediction.iou[..., 1:].argmax(-1), xp.int32)
+    xp = _numpy_of(prediction)
+    return xp.asarray(1 + prediction.iou[..., 1:].argmax(-1), np.int32)
 
 
 def _single(prediction: MaskPrediction) -> Int[AnyArray, "*batch"]:
     """The index of the mask for a clear prompt."""
     if prediction.single is not None:
-        return prediction.single
-    xp = np if isinstance(prediction.iou, np.ndarray) else jnp
-    return xp.zeros(prediction.iou.shape[:-1], np.int32)
+        return _numpy_of(prediction).asarray(prediction.single)
+    return _numpy_of(prediction).zeros(prediction.iou.shape[:-1], np.int32)
+
+
+def _numpy_of(prediction: MaskPrediction) -> ModuleType:
+    """NumPy for a prediction on the host: on the device, each step would be a program to compile."""
+    return np if isinstance(prediction.iou, np.ndarray) else jnp
 
 
 def best_masks(
@@ -117,7 +122,7 @@ def take_masks(
     prediction: MaskPrediction, index: Int[AnyArray, "*batch"]
 ) -> tuple[Float[AnyArray, "*batch my mx"], Float[AnyArray, "*batch"]]:
     """Return the mask and the score with the given index (0 to m - 1) of each prompt set."""
-    xp = np if isinstance(prediction.logits, np.ndarray) and isinstance(index, np.ndarray) else jnp
+    xp = np if isinstance(index, np.ndarray) and isinstance(prediction.iou, np.ndarray) else jnp
     logits = xp.take_along_axis(prediction.logits, index[..., None, None, None], axis=-3)
     return logits[..., 0, :, :], xp.take_along_axis(prediction.iou, index[..., None], axis=-1)[..., 0]
 

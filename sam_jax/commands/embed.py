@@ -50,7 +50,7 @@ def run(
         encoder, variables = load_encoder(checkpoint, family=family, prefix=prefix)
         provenance = provenance_of(checkpoint, family, prefix)
         shapes = encoded_shapes(encoder, variables)
-        store = EmbeddingStore.create(out, shapes, encoder.config.image_size, dtype, provenance)
+        store = EmbeddingStore.create(out, shapes, encoder.config.prompt_frame, dtype, provenance)
     todo = [file for file in files if not store.written_after(file.name, file)]
     store.remove_leftovers([file.name for file in todo])
     problems: list[str] = []

@@ -15,7 +15,7 @@ from sam_jax.convert.reading.stored_tensor import Checkpoint
 from sam_jax.convert.state_dict import identify, mixed_leaves, notes_on
 from sam_jax.convert.tables.gaps import Described
 from sam_jax.convert.tables.rules import DECODER
-from sam_jax.encoders.config import EncoderConfig
+from sam_jax.encoders.config import EncoderConfig, title_of
 from sam_jax.errors import CheckpointError
 from sam_jax.files.manifest import ENCODER, Manifest, is_saved
 
@@ -110,7 +110,7 @@ def _encoder(config: EncoderConfig | None, tensors: Iterable[Described]) -> str:
     if config is None:
         return "none"
     height, width = config.image_size
-    return f"{type(config).__name__.removesuffix('Config')} of {height} x {width} pixels, {_summary(tensors)}"
+    return f"{title_of(config)} of {height} x {width} pixels, {_summary(tensors)}"
 
 
 def _settings(config: SamConfig) -> Iterator[Row]:

@@ -1,116 +1,20 @@
-"""The decoders of SAM 2 (`rf-sam-2`) and of SAM-HQ (`segment-anything-hq`) in PyTorch, with random weights.
+"""The decoders of SAM 2 (`rf-sam-2`) and of SAM-HQ (`segment-anything-hq`) in PyTorch, with random weights."""
 
-Both ask for torchvision, and SAM-HQ for timm. Neither is installed beside PyTorch's CPU build: what is used of them has
-stand-ins while the packages are imported.
-"""
-
-import importlib
-import importlib.util
-import sys
-import types
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from parity.official import as_float, batched_nms, box_area, randomise_norms
-from PIL import Image
-from torch.nn import functional
+from parity.official import as_float, randomise_norms
+from parity.stand_ins import import_package
 
 from sam_jax.config import SamConfig
 
-
-class Resize(torch.nn.Module):
-    """torchvision's on floats: bilinear, with antialias."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return functional.interpolate(image[None], self.size, mode="bilinear", align_corners=False, antialias=True)[0]
-
-
-class Normalize(torch.nn.Module):
-    """torchvision's: less the mean, divided by the deviation."""
-
-    def __init__(self, mean: Any, std: Any) -> None:
-        super().__init__()
-        self.mean, self.std = (torch.tensor(value)[:, None, None] for value in (mean, std))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return (image - self.mean) / self.std
-
-
-class ToTensor:
-    """torchvision's: 8-bit pixels as shares of 255, channels first."""
-
-    def __call__(self, image: Any) -> torch.Tensor:
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
-
-
-class SqueezeExcite(torch.nn.Module):
-    """timm's name, which is imported and not used."""
-
-
-def modules(names: Mapping[str, Mapping[str, Any]]) -> dict[str, types.ModuleType]:
-    """Return modules with these contents."""
-    made = {}
-    for name, content in names.items():
-        made[name] = types.ModuleType(name)
-        vars(made[name]).update(content)
-    return made
-
-
-def to_2tuple(value: Any) -> tuple[Any, Any]:
-    """Return timm's pair of a number."""
-    return value if isinstance(value, tuple) else (value, value)
-
-
-STAND_INS = modules(
-    {
-        "torchvision": {},
-        "torchvision.ops": {},
-        "torchvision.ops.boxes": {"batched_nms": batched_nms, "box_area": box_area},
-        "torchvision.transforms": {"Resize": Resize, "Normalize": Normalize, "ToTensor": ToTensor},
-        "torchvision.transforms.functional": {
-            "resize": lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR),
-            "to_pil_image": Image.fromarray,
-        },
-        "timm": {"create_model": None},
-        "timm.models": {},
-        "timm.models.layers": {
-            "DropPath": type("DropPath", (torch.nn.Identity,), {}),
-            "to_2tuple": to_2tuple,
-            "trunc_normal_": torch.nn.init.trunc_normal_,
-            "SqueezeExcite": SqueezeExcite,
-        },
-        "timm.models.registry": {"register_model": lambda function: function},
-    }
-)
-
-
-@contextmanager
-def stand_ins() -> Iterator[None]:
-    """Have stand-ins for torchvision and timm, where they are not installed."""
-    missing = {name for name in ("torchvision", "timm") if importlib.util.find_spec(name) is None}
-    given = {name: module for name, module in STAND_INS.items() if name.partition(".")[0] in missing}
-    sys.modules.update(given)
-    try:
-        yield
-    finally:
-        for name in given:
-            del sys.modules[name]
-
-
-with stand_ins():
-    hq_modeling = importlib.import_module("segment_anything_hq.modeling.mask_decoder_hq")
-    hq_transformer = importlib.import_module("segment_anything_hq.modeling.transformer")
-    sam2_decoder = importlib.import_module("sam2.modeling.sam.mask_decoder")
-    sam2_prompts = importlib.import_module("sam2.modeling.sam.prompt_encoder")
-    sam2_transformer = importlib.import_module("sam2.modeling.sam.transformer")
-    modeling = importlib.import_module("segment_anything_hq.modeling")
+hq_modeling = import_package("segment_anything_hq.modeling.mask_decoder_hq")
+hq_transformer = import_package("segment_anything_hq.modeling.transformer")
+modeling = import_package("segment_anything_hq.modeling")
+sam2_decoder = import_package("sam2.modeling.sam.mask_decoder")
+sam2_prompts = import_package("sam2.modeling.sam.prompt_encoder")
+sam2_transformer = import_package("sam2.modeling.sam.transformer")
 
 
 class HqDecoder(torch.nn.Module):
