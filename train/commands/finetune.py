@@ -106,6 +106,8 @@ def finetune(
     if config.train == "lora":
         params = add_lora(jax.random.key(config.seed), params, config.lora_rank)
     scales = learning_rate_scales(params, PRESETS[config.train])
+    if not any(scales.values()):
+        raise ValueError(f"There is nothing in this decoder that train={config.train!r} trains.")
     optimizer = make_optimizer(config.optimizer, scales, config.loop.steps)
     mesh = _mesh(config)
     state = init_state(params, constants, scales, optimizer)
