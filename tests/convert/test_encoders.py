@@ -334,8 +334,11 @@ def test_two_encoders_are_refused():
     [
         ("mask_decoder.iou_token.weight", "The checkpoint holds no image encoder."),
         ("image_encoder.features.0.0.c.weight", r"The checkpoint's image encoder \(RepViT-SAM\) cannot be converted"),
-        ("image_encoder.backbone.input_stem.x", r"The checkpoint's image encoder \(EfficientViT-SAM\) is neither"),
-        ("image_encoder.trunk.blocks.0.norm1.weight", "of its 1 tensors, the first are image_encoder.trunk.blocks.0"),
+        (
+            "image_encoder.backbone.input_stem.x",
+            r"The checkpoint's image encoder \(EfficientViT-SAM\) cannot be converted",
+        ),
+        ("image_encoder.trunk.body.0.norm1.weight", "Of its 1 tensors, the first are image_encoder.trunk.body.0"),
     ],
 )
 def test_other_encoders_are_refused(name, message):
@@ -372,7 +375,7 @@ def test_our_own_settings_that_the_weights_contradict_are_refused():
     [
         (3, "must be an object, got 3"),
         ({"encoder": 3}, "An encoder's settings must be a JSON object with a kind, got 3"),
-        ({"encoder": {"kind": "resnet"}}, "must be one of vit, tiny_vit, efficient_vit, got 'resnet'"),
+        ({"encoder": {"kind": "resnet"}}, "must be one of vit, tiny_vit, efficient_vit, hiera, got 'resnet'"),
         ({"encoder": {"kind": "vit", "widht": 3}}, "Unknown settings for ViTConfig: widht"),
         ({"encoder": {"kind": "vit", "width": "3"}}, "ViTConfig.width must be a positive integer, got '3'"),
         ({"encoder": {"kind": "vit", "global_blocks": 3}}, "a value of a wrong type"),

@@ -165,7 +165,7 @@ def test_a_collection_without_arrays_is_as_good_as_none(file, kind, tmp_path):
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        ({"kind": "resnet"}, "must be one of vit, tiny_vit, efficient_vit, got 'resnet'"),
+        ({"kind": "resnet"}, "must be one of vit, tiny_vit, efficient_vit, hiera, got 'resnet'"),
         (None, "must be a JSON object with a kind, got None"),
         ({"kind": "vit", "depth": 10**12}, "1000000000000 blocks"),
         ({"kind": "vit"}, r"missing:(\n  params/.*)*\n  params/block_4"),
