@@ -20,10 +20,10 @@ from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.automatic.nms import box_nms
 from sam_jax.automatic.statistics import count_pixels
 from sam_jax.batch.decode import Images, decode_batch, default_chunk
+from sam_jax.batch.interactive import handed_back
 from sam_jax.batch.select import select_masks
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.fast.low_rank import ImageState, prepare_image
-from sam_jax.images.pixels import LARGEST_LOGIT
 from sam_jax.images.resize import mask_sizes
 from sam_jax.prompts import AnyArray, Prompts
 
@@ -184,9 +184,7 @@ def _decode(
     if not use_m2m:
         return logits, iou
     n, k = iou.shape
-    given = logits.reshape(n * k, *logits.shape[2:])
-    if model.config.postprocessing == "sam2":
-        given = jnp.clip(given, -LARGEST_LOGIT, LARGEST_LOGIT)
+    given = handed_back(model.config, logits.reshape(n * k, *logits.shape[2:]))
     refined, scores = _ask(model, variables, state, jnp.repeat(points, k, 0), given)
     return refined.reshape(logits.shape), scores.reshape(n, k)
 

@@ -19,6 +19,9 @@ from sam_jax.config import SamConfig
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.prompts import EMPTY, NOT_A_POINT, AnyArray, Prompts
 
+LARGEST_LOGIT = 32
+"""What SAM 2 clamps the logits to that it hands back."""
+
 
 def start_clicks(
     config: SamConfig, batch: tuple[int, ...], clicks: int, boxes: Float[AnyArray, "*batch 4"] | None = None
@@ -81,5 +84,10 @@ def click(
         labels=jnp.where(slot, labels[..., None], state.labels),
     )
     prediction = predict_masks(model, variables, embeddings, state)
-    logits, _ = best_masks(prediction, state)
+    logits = handed_back(model.config, best_masks(prediction, state)[0])
     return prediction, dataclasses.replace(state, masks=logits.astype(jnp.float32), has_mask=jnp.ones_like(state.valid))
+
+
+def handed_back(config: SamConfig, logits: Float[AnyArray, "*batch my mx"]) -> Float[AnyArray, "*batch my mx"]:
+    """Return low-res logits as they may be a mask prompt: SAM 2 clamps them (`sam2/sam2_image_predictor.py`)."""
+    return logits.clip(-LARGEST_LOGIT, LARGEST_LOGIT) if config.postprocessing == "sam2" else logits

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from sam_jax.batch.decode import Images
+from sam_jax.batch.interactive import handed_back
 from sam_jax.batch.predict import predict_masks
 from sam_jax.batch.select import select_masks
 from sam_jax.config import SamConfig
@@ -25,9 +26,6 @@ from sam_jax.images.preprocess import prepare, size_in_frame
 from sam_jax.images.read import rgb_pixels
 from sam_jax.images.resize import Size, mask_sizes, mask_to_prompt, to_input_frame, to_original_image
 from sam_jax.prompts import NOT_A_POINT, AnyArray, Prompts, Ragged, depth_of
-
-LARGEST_LOGIT = 32
-"""What SAM 2 clamps the logits to that it hands back (`sam2/sam2_image_predictor.py`)."""
 
 
 class EncodedImage(NamedTuple):
@@ -174,9 +172,7 @@ def predict_batch(
 def _full_size(config: SamConfig, image: EncodedImage, out: MaskPrediction, multimask: bool) -> Prediction:
     logits, scores = select_masks(out, multimask)
     masks = binary_masks(logits, original_size=image.original_size, **mask_sizes(config, image.input_size))
-    logits = np.asarray(logits, np.float32)
-    if config.postprocessing == "sam2":
-        logits = logits.clip(-LARGEST_LOGIT, LARGEST_LOGIT)
+    logits = np.asarray(handed_back(config, logits), np.float32)
     return Prediction(np.asarray(masks), np.asarray(scores, np.float32), logits)
 
 

@@ -74,4 +74,5 @@ def test_the_best_masks_of_each_family_go_back(family: str) -> None:
     out, after = click(model, variables, features, state, POINTS[0], LABELS[0])
     prompts = dataclasses.replace(after, masks=state.masks, has_mask=state.has_mask)
     jax.tree.map(np.testing.assert_array_equal, out, predict_masks(model, variables, features, prompts))
-    np.testing.assert_array_equal(after.masks, best_masks(out, prompts)[0])
+    best = best_masks(out, prompts)[0]
+    np.testing.assert_array_equal(after.masks, np.clip(best, -32, 32) if family == "sam2" else best)

@@ -183,6 +183,22 @@ def test_a_store_of_several_maps_is_read(family, run, photo, tmp_path):
         np.testing.assert_array_equal(pixels(tmp_path / "out" / name), mask)
 
 
+def test_the_maps_of_an_encoder_are_stored(run, photo, tmp_path):
+    """SAM-HQ's, from the image file to its mask: read from a store or encoded anew."""
+    model = family_model("sam_hq")
+    early = dataclasses.replace(ENCODER.config, early_feature=True, width=model.config.early_width)
+    encoder = ImageEncoder(early)
+    encoder_variables = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((128, 128, 3)))
+    whole, store = tmp_path / "whole", tmp_path / "store"
+    save(whole, model, random_variables(model), encoder, encoder_variables)
+    assert run("embed", photo, "-o", store, "--dtype", "float32", checkpoint=whole)[0] == 0
+    assert EmbeddingStore.open(store).shapes == map_shapes(model.config)
+    arguments = "predict", photo, *CLICK, "--kind", "masks"
+    assert run(*arguments, "-o", tmp_path / "a", checkpoint=whole)[0] == 0
+    assert run(*arguments, "-o", tmp_path / "b", "--embeddings", store, checkpoint=whole)[0] == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "a/photo_0.png"), pixels(tmp_path / "b/photo_0.png"))
+
+
 def test_half_the_room_is_nearly_the_same(run, photo, tmp_path):
     """Embeddings are bfloat16 unless asked for float32: 8 bits instead of 24."""
     for dtype in ("float32", "bfloat16"):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from sam_jax.batch.interactive import click, start_clicks
+from sam_jax.batch.interactive import click, handed_back, start_clicks
 from sam_jax.batch.predict import predict_masks
 from sam_jax.config import SamConfig
 from sam_jax.decoder.features import Features
@@ -131,7 +131,8 @@ def _play(model: Sam, variables: Variables, group: _Group, user: User, cap: int)
         offered, ious = _measure(prediction, group)
         scores, logits = np.asarray(prediction.iou), np.asarray(_offered(prediction), np.float32)
         index = _taken(user, scores, ious) if k == 0 else _clear(prediction)
-        state = dataclasses.replace(state, masks=logits[np.arange(number), index])
+        given_on = handed_back(model.config, logits[np.arange(number), index])
+        state = dataclasses.replace(state, masks=given_on)
         for i, new in enumerate(clicks):
             if new is not None:
                 masks[i], clicked[i, new.y, new.x] = offered[i, index[i]], True
