@@ -194,7 +194,7 @@ def _ask(
     variables: Variables,
     state: ImageState,
     points: Float[Array, "n 2"],
-    masks: Float[Array, "n my mx"] | None,
+    masks: Float[AnyArray, "n my mx"] | None,
 ) -> tuple[Float[Array, "n k my mx"], Float[Array, "n k"]]:
     """The masks of a click each; with mask prompts, the one mask for a clear prompt."""
     labels = jnp.ones((len(points), 1), jnp.int32)

@@ -204,7 +204,7 @@ def _one_ahead(batches: Iterator[list[Image]], decode: Any) -> Iterator[tuple[li
 
 def _write(target: Path, batch: list[Image], out: MaskPrediction, binary: bool) -> Iterator[Path]:
     arrays = {name: np.asarray(array) for name, array in (_binary(out) if binary else outputs_of(out)).items()}
-    save = np.savez_compressed if binary else np.savez
+    save: Any = np.savez_compressed if binary else np.savez
     for i, image in enumerate(batch):
         mine = {name: _float32(array[i, : len(image.prompts.valid)]) for name, array in arrays.items()}
         with written_whole(target / image.name, overwrite=True) as path:
