@@ -144,6 +144,7 @@ class Predictor:
 
         A grid of points is asked, and of the masks only those stay that are sure, stable, not cut off by a crop, and
         no near-copies of better ones (`SamAutomaticMaskGenerator` in `segment_anything/automatic_mask_generator.py`).
+        A point has three masks, with SAM-HQ one, as in that family's own generator.
 
         Args:
           image: as for `set_image`; without crops, an encoded image, too. `images` stays as it is.

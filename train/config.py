@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sam_jax.config import check_known
 from sam_jax.errors import describe
 
-Preset = Literal["heads", "decoder", "decoder_and_prompt_encoder", "everything", "lora"]
+Preset = Literal["heads", "hq", "decoder", "decoder_and_prompt_encoder", "everything", "lora"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,7 @@ class LossConfig:
       dice: of the dice loss.
       iou: of the squared error of the predicted IoU; 0 switches it off.
       iou_warmup: steps over which that weight rises from 0.
+      hq: of the loss of SAM-HQ's own mask, in which focal and dice have their weights from above.
       size_aware: whether small objects count as much as large ones in the focal loss.
     """
 
@@ -27,6 +28,7 @@ class LossConfig:
     dice: float = 1.0
     iou: float = 1.0
     iou_warmup: int = 0
+    hq: float = 1.0
     size_aware: bool = True
 
 
@@ -129,7 +131,8 @@ class FinetuneConfig:
     """A whole run.
 
     Attributes:
-      train: what trains: the mask heads, the decoder, decoder and prompt encoder, everything, or low-rank additions.
+      train: what trains: the mask heads, SAM-HQ's token and head, the decoder, decoder and prompt encoder, everything,
+        or low-rank additions.
       batch: images per step, over all devices.
       objects: objects per image and step; fewer are padded, of more some are drawn.
       seed: of the order of images, the objects drawn, and the simulated prompts.

@@ -33,6 +33,9 @@ class AutomaticConfig:
       min_mask_region_area: holes and islands of fewer pixels are filled and removed.
       output_mode: what `segmentation` is: an array of bools, or COCO run lengths, as numbers or compressed.
       max_masks: return at most so many, the first ones; None for all.
+      use_m2m: ask for each mask once more, with its point and its low-res logits as the mask prompt, and filter the
+        answers instead (`SAM2AutomaticMaskGenerator` in `sam2/automatic_mask_generator.py`; its `pred_iou_thresh` is
+        0.8 by default).
     """
 
     points_per_side: int | None = 32
@@ -49,6 +52,7 @@ class AutomaticConfig:
     min_mask_region_area: int = 0
     output_mode: OutputMode = "binary_mask"
     max_masks: int | None = None
+    use_m2m: bool = False
 
     def __post_init__(self) -> None:
         """Raise a ValueError for settings that mean nothing."""
@@ -68,6 +72,8 @@ class AutomaticConfig:
             self._check(name, getattr(self, name), (int, float), -np.inf)
         self._check("stability_score_offset", self.stability_score_offset, (int, float), 0)
         self._check("crop_overlap_ratio", self.crop_overlap_ratio, (int, float), 0, 1)
+        if type(self.use_m2m) is not bool:
+            raise ValueError(f"use_m2m must be true or false, got {describe(self.use_m2m)}.")
         if self.output_mode not in get_args(OutputMode):
             raise ValueError(
                 f"output_mode must be one of {', '.join(get_args(OutputMode))}, got {describe(self.output_mode)}."

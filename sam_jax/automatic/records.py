@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sam_jax.automatic.candidates import (
-    MASKS,
     Candidates,
     Place,
     decode_again,
@@ -22,6 +21,7 @@ from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.automatic.grid import Crop, check_region, in_region, make_crops, point_grids
 from sam_jax.automatic.nms import box_nms
 from sam_jax.automatic.regions import without_small_regions
+from sam_jax.batch.select import masks_selected
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.fast.low_rank import ImageState
 from sam_jax.images.full_size import binary_masks
@@ -41,8 +41,8 @@ FULL_SIZE = 4
 
 
 _prepare = jax.jit(prepared, static_argnames="model")
-_find = jax.jit(find_masks, static_argnames=("model", "batch"))
-_decode_again = jax.jit(decode_again, static_argnames="model")
+_find = jax.jit(find_masks, static_argnames=("model", "batch", "use_m2m"))
+_decode_again = jax.jit(decode_again, static_argnames=("model", "use_m2m"))
 
 
 class _Found(NamedTuple):
@@ -51,7 +51,7 @@ class _Found(NamedTuple):
     crop: Crop
     encoded: EncodedImage
     points: Float[np.ndarray, "n 2"]  # in the crop
-    masks: Int[np.ndarray, " n"]  # of the three of each point
+    masks: Int[np.ndarray, " n"]  # of those of each point
     candidates: Candidates
 
 
@@ -94,7 +94,9 @@ def generate_records(
         masks = [masks[i] for i in _kept([mask.box for mask in masks], smallness, settings.crop_nms_thresh)]
     if not settings.min_mask_region_area:
         masks = masks[: settings.max_masks]
-    records = [_record(mask, pixels, settings) for mask, pixels in _pixels(model, variables, masks, size)]
+    records = [
+        _record(mask, pixels, settings) for mask, pixels in _pixels(model, variables, masks, size, settings.use_m2m)
+    ]
     if settings.min_mask_region_area:
         boxes = [_corners(record["bbox"]) for record, _ in records]
         unchanged = [float(not changed) for _, changed in records]
@@ -124,9 +126,11 @@ def _search(
     batch = min(settings.points_per_batch, len(grid))
     state = _prepare(model, variables, encoded.embedding)
     arguments = state, asked, np.int32(len(points)), place, thresholds_of(settings)
-    candidates, kept, number = jax.device_get(_find(model, variables, *arguments, batch=batch))
-    kept = kept[:number]
-    return _Found(crop, encoded, points[kept // MASKS], kept % MASKS, jax.tree.map(lambda x: x[kept], candidates))
+    candidates, kept, number = jax.device_get(
+        _find(model, variables, *arguments, batch=batch, use_m2m=settings.use_m2m)
+    )
+    kept, k = kept[:number], masks_selected(model.config)
+    return _Found(crop, encoded, points[kept // k], kept % k, jax.tree.map(lambda x: x[kept], candidates))
 
 
 def _kept(boxes: Sequence[Any], scores: Sequence[float], threshold: float) -> Int[np.ndarray, " n"]:
@@ -140,7 +144,7 @@ def _kept(boxes: Sequence[Any], scores: Sequence[float], threshold: float) -> In
 
 
 def _pixels(
-    model: Sam, variables: Variables, masks: Sequence[_Mask], size: Size
+    model: Sam, variables: Variables, masks: Sequence[_Mask], size: Size, use_m2m: bool
 ) -> Iterator[tuple[_Mask, Bool[np.ndarray, "height width"]]]:
     """Yield the pixels of each mask in the image; a few exist at a time."""
     for _, of_crop in itertools.groupby(masks, key=lambda mask: mask.found.crop):
@@ -148,11 +152,11 @@ def _pixels(
         state = _prepare(model, variables, several[0].found.encoded.embedding)
         for start in range(0, len(several), DECODED):
             group = several[start : start + DECODED]
-            yield from zip(group, _pixels_of(model, variables, state, group, size), strict=True)
+            yield from zip(group, _pixels_of(model, variables, state, group, size, use_m2m), strict=True)
 
 
 def _pixels_of(
-    model: Sam, variables: Variables, state: ImageState, masks: Sequence[_Mask], size: Size
+    model: Sam, variables: Variables, state: ImageState, masks: Sequence[_Mask], size: Size, use_m2m: bool
 ) -> Iterator[Bool[np.ndarray, "height width"]]:
     """Decode masks of one crop again, and yield their pixels in the image."""
     found = masks[0].found
@@ -163,7 +167,7 @@ def _pixels_of(
     index[: len(masks)] = [mask.place for mask in masks]
     points = (found.points[index] * scale).astype(np.float32)
     arguments = state, points, found.masks[index], np.int32(len(masks))
-    logits = np.asarray(_decode_again(model, variables, *arguments))[: len(masks)]
+    logits = np.asarray(_decode_again(model, variables, *arguments, use_m2m=use_m2m))[: len(masks)]
     sizes: Any = mask_sizes(model.config, encoded.input_size) | {"original_size": crop.size}
     for start in range(0, len(masks), FULL_SIZE):
         for mask in np.asarray(binary_masks(logits[start : start + FULL_SIZE], **sizes)):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sam_jax.config import SamConfig
 from sam_jax.decoder.model import MaskPrediction
 from sam_jax.errors import describe
 from sam_jax.prompts import BACKGROUND, EMPTY, AnyArray, Prompts
@@ -49,6 +50,11 @@ def select_masks(
     if of_hq is not None:
         logits = of_hq if hq == "only" else logits + of_hq
     return logits[..., None, :, :], iou[..., None]
+
+
+def masks_selected(config: SamConfig, multimask: bool = True) -> int:
+    """Return how many masks of a prompt set `select_masks` returns."""
+    return config.multimask_outputs if multimask and not config.early_width else 1
 
 
 def _best_of_several(prediction: MaskPrediction) -> Int[AnyArray, "*batch"]:

@@ -70,6 +70,7 @@ def test_what_is_no_region(region: Any) -> None:
         ({"points_per_side": 4, "crop_n_layers": 2, "crop_n_points_downscale_factor": 4}, "leaves no point"),
         ({"output_mode": "png"}, "output_mode must be one of binary_mask, uncompressed_rle, coco_rle"),
         ({"max_masks": 0}, "max_masks"),
+        ({"use_m2m": 1}, "use_m2m must be true or false"),
         ({"min_mask_region_area": -1}, "min_mask_region_area"),
         ({"points_per_side": None, "point_grids": [[[0.5, 2.0]]]}, "point_grids must be arrays"),
         ({"points_per_side": None, "point_grids": [[[0.5, 0.5]]], "crop_n_layers": 1}, "a grid for the image and one"),

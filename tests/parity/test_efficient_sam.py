@@ -35,6 +35,7 @@ ENCODER = ViTConfig(
     width=24,
     depth=3,
     heads=3,
+    mlp_width=96,
     patch_size=16,
     global_blocks=(0, 1, 2),
     out_width=32,
@@ -250,7 +251,7 @@ def test_every_tensor_has_to_fit() -> None:
 
 def test_a_file_is_loaded(tmp_path: Any) -> None:
     """As published: tensors below `model`; the settings are those of the full size."""
-    encoder = dataclasses.replace(EFFICIENT_SAM_TI, width=64, heads=1, out_width=64)
+    encoder = dataclasses.replace(EFFICIENT_SAM_TI, width=64, heads=1, mlp_width=256, out_width=64)
     theirs = random_efficient_sam(dataclasses.replace(SamConfig(), width=64, mlp_width=64, heads=8), encoder)
     torch.save({"model": theirs.state_dict()}, tmp_path / "efficient_sam_vitt.pt")
     predictor = sam_jax.Predictor.load(tmp_path / "efficient_sam_vitt.pt")

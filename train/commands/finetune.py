@@ -15,6 +15,7 @@ from rich.console import Console
 
 from sam_jax.batch.sharding import make_mesh, replicate
 from sam_jax.config import SamConfig
+from sam_jax.decoder.features import map_shapes
 from sam_jax.decoder.model import Sam
 from sam_jax.files.checkpoints import Variables, load, load_encoder, provenance_of, save
 from sam_jax.files.embeddings import EmbeddingStore, StoredDType
@@ -105,6 +106,8 @@ def finetune(
     if config.train == "lora":
         params = add_lora(jax.random.key(config.seed), params, config.lora_rank)
     scales = learning_rate_scales(params, PRESETS[config.train])
+    if not any(scales.values()):
+        raise ValueError(f"There is nothing in this decoder that train={config.train!r} trains.")
     optimizer = make_optimizer(config.optimizer, scales, config.loop.steps)
     mesh = _mesh(config)
     state = init_state(params, constants, scales, optimizer)
@@ -192,8 +195,7 @@ def _opened(path: str, decoder: SamConfig, origin: Provenance) -> EmbeddingStore
 
 
 def _store(path: Path, decoder: SamConfig, dtype: StoredDType, origin: Provenance) -> EmbeddingStore:
-    shape = *decoder.grid_size, decoder.width
-    return EmbeddingStore.create(path, shape, decoder.image_size, dtype, origin)
+    return EmbeddingStore.create(path, map_shapes(decoder), decoder.image_size, dtype, origin)
 
 
 def _draw(out: Path, model: Sam, variables: Variables, shown: Source) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
 from sam_jax.config import SamConfig
+from sam_jax.decoder.features import Features
 from sam_jax.encoders.config import Preprocessing
 from sam_jax.images.preprocess import prepare, size_in_frame
 from sam_jax.images.resize import Size, coverage
@@ -28,7 +29,8 @@ class Batch:
 
     Attributes:
       images: padded input frames, normalised; None where there are embeddings.
-      embeddings: of the images, channels last; None where the encoder is to run.
+      embeddings: of the images, channels last, all maps where the decoder takes several; None where the encoder is to
+        run.
       targets: share of each pixel that is in the object; of the part of it that is in the image.
       weight: share of each pixel that is in the image: 0 on padding.
       valid: False for an object that exists only to fill up the number, or is too small to fill half a pixel.
@@ -36,7 +38,7 @@ class Batch:
     """
 
     images: Float[AnyArray, "*b fh fw 3"] | None
-    embeddings: Float[AnyArray, "*b h w c"] | None
+    embeddings: Features | None
     targets: Float[AnyArray, "*b o ty tx"]
     weight: Float[AnyArray, "*b ty tx"]
     valid: Bool[AnyArray, "*b o"]
@@ -139,7 +141,7 @@ def make_item(
         height, width, _ = example.image.shape
         input_size = size_in_frame((height, width), config.image_size, preprocessing)
     else:
-        embedding, input_size = np.asarray(example.encoded.embedding, np.float32), example.encoded.input_size
+        embedding, input_size = jax.tree.map(_float32, example.encoded.embedding), example.encoded.input_size
     found, weight = make_targets(chosen, input_size, config, target_scale)
     targets = np.zeros((objects, *weight.shape), np.float32)
     targets[: len(chosen)] = found
@@ -151,6 +153,10 @@ def make_item(
         valid=np.any(targets >= 0.5, axis=(1, 2)),
         input_size=np.array(input_size, np.int32),
     )
+
+
+def _float32(values: AnyArray) -> np.ndarray:
+    return np.asarray(values, np.float32)
 
 
 def make_targets(

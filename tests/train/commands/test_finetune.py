@@ -15,13 +15,15 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 from pycocotools import mask as coco
+from random_model import random_variables
 from rich.console import Console
-from small_run import MODEL, save_checkpoint
+from small_run import ENCODER, MODEL, save_checkpoint
 
 import sam_jax
-from sam_jax import MaskPrediction
+from sam_jax import MaskPrediction, Sam
 from sam_jax.commands import cli
 from sam_jax.commands import embed as embed_images
+from sam_jax.encoders.vit import ImageEncoder
 from sam_jax.files.embeddings import EmbeddingStore
 from sam_jax.files.manifest import Manifest
 from sam_jax.train.commands import finetune as finetune_module
@@ -216,6 +218,25 @@ def test_embeddings_can_be_those_of_a_store(folder: Path, monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match="has embeddings of another provenance"):
         finetune(str(data), str(folder / "stored" / "model"), folder / "no", config)
     assert not (folder / "no").exists()
+
+
+def test_what_trains_must_be_there(folder: Path) -> None:
+    config = dataclasses.replace(CONFIG, train="hq")
+    with pytest.raises(ValueError, match="nothing in this decoder that train='hq' trains"):
+        finetune(str(folder / "held_out" / "coco.json"), str(folder / "base"), folder / "none", config)
+    assert not (folder / "none").exists()
+
+
+@pytest.mark.slow
+def test_sam_hqs_head_is_trained_alone_on_the_maps_of_its_encoder(folder: Path, plain: None) -> None:
+    model = Sam(dataclasses.replace(MODEL.config, hq=True, early_width=ENCODER.config.width))
+    encoder = ImageEncoder(dataclasses.replace(ENCODER.config, early_feature=True))
+    variables = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((96, 96, 3)))
+    sam_jax.save(folder / "hq", model, random_variables(model), encoder, variables)
+    config = dataclasses.replace(CONFIG, train="hq", batch=1, objects=2, loop=LoopConfig(2, 1, 2))
+    result = finetune(str(folder / "held_out" / "coco.json"), str(folder / "hq"), folder / "hq_run", config)
+    assert changed(folder / "hq", result.model) == {path for path in flat(folder / "hq") if "/hq/" in path}
+    assert EmbeddingStore.open(folder / "hq_run" / "embeddings").shapes.keys() == {"embedding", "early"}
 
 
 @pytest.mark.slow

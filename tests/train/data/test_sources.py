@@ -190,7 +190,7 @@ def test_a_folder_without_objects_is_an_error(labels: Path) -> None:
 
 def test_embeddings_are_computed_once_and_read_back(tmp_path: Path) -> None:
     scenes, calls = DrawnScenes(3), []
-    store = EmbeddingStore.create(tmp_path / "store", (2, 3, 4), (128, 128), "float32", Provenance())
+    store = EmbeddingStore.create(tmp_path / "store", {"embedding": (2, 3, 4)}, (128, 128), "float32", Provenance())
 
     def encode(image: np.ndarray) -> EncodedImage:
         calls.append(image)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import small_run
 from PIL import Image
-from random_model import MODEL, random_embedding, random_variables
+from random_model import FAMILIES, MODEL, random_embedding, random_features, random_variables
 
-from sam_jax import MaskPrediction, Prompts
+from sam_jax import MaskPrediction, Prompts, Sam
 from sam_jax.images.pixels import EncodedImage
 from sam_jax.prompts import EMPTY
 from sam_jax.train.data.examples import Example
@@ -168,6 +168,24 @@ def test_an_object_is_asked_for_alone(report: Report) -> None:
         assert other.curve[user] == pytest.approx(report.curve[user], abs=1e-6)
     assert other.all.box_iou == pytest.approx(report.all.box_iou, abs=1e-6)
     assert other.calibration.error == pytest.approx(report.calibration.error, abs=1e-5)
+
+
+def test_the_masks_of_a_family_are_those_that_it_offers() -> None:
+    """SAM-HQ's mask is added to all, and of a clear prompt SAM 2 says which mask it is."""
+    logits, hq = np.full((1, 4, 2, 2), -1.0, np.float32), np.full((1, 2, 2), 3.0, np.float32)
+    out = MaskPrediction(logits, np.zeros((1, 4), np.float32), np.ones(1, bool))
+    np.testing.assert_array_equal(module._offered(dataclasses.replace(out, hq=hq)), logits + 3)
+    assert module._clear(out).tolist() == [0]
+    assert module._clear(dataclasses.replace(out, single=np.array([2], np.int32))).tolist() == [2]
+
+
+def test_features_of_several_maps_are_evaluated() -> None:
+    model = Sam(dataclasses.replace(small_run.MODEL.config, **FAMILIES["sam2"]))
+    encoded = EncodedImage(random_features(model=model), (96, 96), (128, 128))
+    example = dataclasses.replace(stripes(), encoded=encoded)
+    found = evaluate(model, random_variables(model), [example], cap=1, objects=4)
+    assert found.all.objects == 3
+    assert found.all.box_iou["oracle"] >= found.all.box_iou["score"]
 
 
 def test_the_oracle_is_never_worse_after_one_prompt(report: Report) -> None:
