@@ -116,7 +116,7 @@ def find_masks(
     Returns:
       All masks, and what `box_nms` returns for those that passed the other filters.
     """
-    function = functools.partial(_filtered, model, variables, state, place, thresholds)
+    function = functools.partial(filtered_masks, model, variables, state, place, thresholds)
     found = map_first(function, points, number, batch)
     found = dataclasses.replace(found, valid=found.valid & (jnp.arange(len(points)) < number)[:, None])
     found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
@@ -178,7 +178,7 @@ def _decode(
     return jnp.asarray(logits), jnp.asarray(iou)
 
 
-def _filtered(
+def filtered_masks(
     model: Sam,
     variables: Variables,
     state: ImageState,
@@ -186,7 +186,7 @@ def _filtered(
     thresholds: Thresholds,
     points: Float[Array, "n 2"],
 ) -> Candidates:
-    """The three masks of each point, as [point, mask, ...]."""
+    """Return the three masks of each point as [point, mask, ...], with every filter but that of overlaps."""
     logits, iou = _decode(model, variables, state, points)
     logits, iou = logits.reshape(-1, *logits.shape[2:]), iou.reshape(-1).astype(jnp.float32)
     wanted = _passes(iou > thresholds.pred_iou_thresh, thresholds.pred_iou_thresh)
