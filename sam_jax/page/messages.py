@@ -1,6 +1,6 @@
 """What is sent and answered, with every bound on it: FastAPI checks requests by it, and describes it in OpenAPI."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,7 +16,7 @@ MOST_OBJECTS = 1000
 MOST_RUNS = 4 << 20
 """Characters of a mask's run lengths."""
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Point = Annotated[list[Number], Field(min_length=2, max_length=2, description="(x, y) in pixels of the image")]
 Box = Annotated[list[Number], Field(min_length=4, max_length=4, description="(x0, y0, x1, y1) in pixels of the image")]
 Label = Annotated[Literal[0, 1], Field(description="1 foreground, 0 background")]
@@ -51,7 +51,7 @@ class Prompt(Message):
     mask: RunLengths | None = None
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
+    def _is_consistent(self) -> "Prompt":
         if len(self.points) != len(self.labels):
             raise ValueError(f"every point has one label, but there are {len(self.points)} and {len(self.labels)}")
         if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
@@ -63,7 +63,7 @@ class Asked(Prompt):
     """What asks for one object: at least one of points, a box and a mask."""
 
     @model_validator(mode="after")
-    def _asks(self) -> Self:
+    def _asks(self) -> "Asked":
         if not self.points and self.box is None and self.mask is None:
             raise ValueError("points, a box or a mask must be given")
         return self
@@ -104,7 +104,7 @@ class SavedObject(Prompt):
     chosen: Annotated[int, Field(ge=0, le=3)] = 0
 
     @model_validator(mode="after")
-    def _is_chosen(self) -> Self:
+    def _is_chosen(self) -> "SavedObject":
         if self.chosen >= len(self.masks):
             raise ValueError(f"mask {self.chosen} is chosen of {len(self.masks)}")
         return self

@@ -1,5 +1,6 @@
 """Serving the application until Ctrl-C."""
 
+import contextlib
 import socket
 import threading
 import webbrowser
@@ -24,7 +25,8 @@ def serve(app: FastAPI, bound: socket.socket, address: str | None) -> None:
     settings = uvicorn.Config(
         app, log_level="warning", limit_concurrency=MOST_CONNECTIONS, timeout_graceful_shutdown=3, server_header=False
     )
-    uvicorn.Server(settings).run([bound])
+    with contextlib.suppress(KeyboardInterrupt):  # raised again when all is closed
+        uvicorn.Server(settings).run([bound])
 
 
 def listen(host: str, port: int) -> socket.socket:

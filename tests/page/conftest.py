@@ -24,6 +24,7 @@ class Server(NamedTuple):
 
     address: str
     app: Any
+    predictor: Any
     ids: list[str]  # of the scenes' images
     scenes: list[Scene]
 
@@ -34,6 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     from PIL import Image
 
     from sam_jax.commands.demo import SMALL
+    from sam_jax.page import engine
     from sam_jax.page.app import create_app
     from sam_jax.page.gallery import Gallery
     from sam_jax.page.serve import listen
@@ -45,16 +47,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for scene, file in zip(scenes, files, strict=True):
         Image.fromarray(scene.image).save(file)
     kept = folder / "objects"
-    app = create_app(Predictor.load(SMALL), files, name="the small SAM", objects=kept, host="127.0.0.1")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(engine, "TOKENS", engine.TOKENS[-1:])  # few programs to compile
+    predictor = Predictor.load(SMALL)
+    app = create_app(predictor, files, name="the small SAM", objects=kept, host="127.0.0.1")
     bound: socket.socket = listen("127.0.0.1", 0)
     running = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=running.run, args=([bound],))
     thread.start()
     ids = [image.id for image in Gallery(files, folder).images()]
-    yield Server(f"http://127.0.0.1:{bound.getsockname()[1]}", app, ids, scenes)
+    yield Server(f"http://127.0.0.1:{bound.getsockname()[1]}", app, predictor, ids, scenes)
     running.should_exit = True
     thread.join(20)
     bound.close()
+    patch.undo()
 
 
 @pytest.fixture
