@@ -17,7 +17,7 @@ def serve(app: FastAPI, bound: socket.socket, address: str | None) -> None:
 
     Args:
       app: the application.
-      bound: the socket to listen at.
+      bound: what `listen` returned.
       address: what to open in a browser; None for nothing.
     """
     if address is not None:
@@ -30,7 +30,7 @@ def serve(app: FastAPI, bound: socket.socket, address: str | None) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address; port 0 takes a free one.
+    """Return a socket that listens at an address; port 0 takes a free one.
 
     Raises:
       OSError: if the address is not this machine's, or the port is taken.
@@ -40,6 +40,7 @@ def listen(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind(address)
+        bound.listen()  # who comes before the server is ready waits
     except OSError as error:
         bound.close()
         raise OSError(f"Port {port} of {host} cannot be used: {error.strerror}. --port names another.") from error
