@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from concurrent.futures import Future
@@ -83,14 +84,14 @@ def create_app(
       host: the address that it is served at.
       token: what everybody has to show; None for none.
     """
-    uploads = tempfile.TemporaryDirectory(prefix="sam-jax-page-")
+    uploads = Path(tempfile.mkdtemp(prefix="sam-jax-page-"))
     engine = Engine(predictor)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with uploads:
-            yield
-            engine.close()
+        yield
+        engine.close()
+        shutil.rmtree(uploads, ignore_errors=True)
 
     app = FastAPI(
         title="sam-jax",
@@ -100,7 +101,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    api = _Api(engine, Gallery(files, Path(uploads.name)), Shelf(objects), name)
+    api = _Api(engine, Gallery(files, uploads), Shelf(objects), name)
     app.include_router(api.router())
     app.add_middleware(Guard, host=host, token=token)
     app.add_exception_handler(RequestValidationError, _explain)
