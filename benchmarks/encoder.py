@@ -4,8 +4,8 @@
 
 gives both sides the same random weights and the same image, runs them in turns, and prints JSON: medians and minima of
 seconds, and the largest difference of the two embeddings in root mean squares of PyTorch's. Compilation and a first run
-are not in the figures. PyTorch's side is the official package, and for MobileSAM the encoder of `torch_tiny_vit.py`;
-`tiny` is done in a moment and says nothing but that the script works.
+are not in the figures. PyTorch's side is the official package, for SAM 2 `rf-sam-2`, and for MobileSAM the encoder of
+`torch_tiny_vit.py`; `tiny` is done in a moment and says nothing but that the script works.
 """
 
 import json
@@ -22,9 +22,14 @@ import torch
 import tyro
 from flax import linen as nn
 from parity.encoders import official_vit, randomise, tiny_vit_variables, vit_variables
+from parity.official_sam2 import random_sam2
+from parity.relatives import tensors_of
 from parity.torch_tiny_vit import TorchTinyViT
 
-from sam_jax.encoders.config import TINY_VIT, VIT_B, VIT_H, VIT_L, VIT_TINY, ViTConfig
+from sam_jax.convert.encoders import encoder_from_torch
+from sam_jax.decoder.features import maps_of
+from sam_jax.encoders.config import HIERA_TINY, TINY_VIT, VIT_B, VIT_H, VIT_L, VIT_TINY, ViTConfig
+from sam_jax.encoders.hiera import Hiera
 from sam_jax.encoders.tiny_vit import TinyViT
 from sam_jax.encoders.vit import ImageEncoder
 
@@ -51,12 +56,22 @@ def mobile_sam() -> Pair:
     return Pair(lambda image: encoder(image)[0], TinyViT(), variables, TINY_VIT.image_size)
 
 
+def sam2() -> Pair:
+    model = random_sam2(HIERA_TINY)
+
+    def encode(image: torch.Tensor) -> torch.Tensor:
+        return model.forward_image(image)["backbone_fpn"][-1] + model.no_mem_embed[..., None].transpose(1, 2)
+
+    return Pair(encode, Hiera(), encoder_from_torch(tensors_of(model)).variables, HIERA_TINY.image_size)
+
+
 MODELS: dict[str, Callable[[], Pair]] = {
     "tiny": partial(vit, VIT_TINY),
     "vit_b": partial(vit, VIT_B),
     "vit_l": partial(vit, VIT_L),
     "vit_h": partial(vit, VIT_H),
     "mobile_sam": mobile_sam,
+    "sam2.1_hiera_tiny": sam2,
 }
 
 
@@ -70,7 +85,11 @@ def both_sides(pair: Pair) -> tuple[Encode, Encode]:
     def encode_theirs() -> np.ndarray:
         return pair.theirs(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
 
-    return encode_theirs, lambda: np.asarray(apply(variables, image))
+    def encode_ours() -> np.ndarray:
+        features: Any = jax.block_until_ready(apply(variables, image))
+        return np.asarray(maps_of(features)["embedding"])
+
+    return encode_theirs, encode_ours
 
 
 def seconds(encode: Encode) -> float:
@@ -83,7 +102,9 @@ def summary(times: list[float]) -> dict[str, float]:
     return {"median": round(statistics.median(times), 3), "minimum": round(min(times), 3)}
 
 
-def main(model: Literal["tiny", "vit_b", "vit_l", "vit_h", "mobile_sam"] = "vit_b", repeats: int = 5) -> None:
+def main(
+    model: Literal["tiny", "vit_b", "vit_l", "vit_h", "mobile_sam", "sam2.1_hiera_tiny"] = "vit_b", repeats: int = 5
+) -> None:
     """Compare the two sides.
 
     Args:

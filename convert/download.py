@@ -1,4 +1,4 @@
-"""Published checkpoints by name: where they are, what they must be, and fetching them."""
+"""Checkpoints by name: published ones, of which is known where and what they are, and the Hugging Face Hub's."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ import pooch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TimeRemainingColumn, TransferSpeedColumn
 
+from sam_jax.convert.hub import Repository, fetch_repository
 from sam_jax.errors import CheckpointError
 
 
@@ -19,13 +20,13 @@ class Published:
 
     Attributes:
       url: where its owners keep it; the last part is the file's name.
-      sha256: of the whole file, in hexadecimal.
-      size: in bytes.
+      digest: of the whole file: `sha256:` or `md5:`, and the hexadecimal digits.
+      size: in bytes, where it is known.
     """
 
     url: str
-    sha256: str
-    size: int
+    digest: str
+    size: int | None = None
 
     @property
     def file(self) -> str:
@@ -36,48 +37,115 @@ class Published:
 PUBLISHED = {
     "sam_vit_b": Published(
         url="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
-        sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        digest="sha256:ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
         size=375_042_383,
     ),
     "sam_vit_l": Published(
         url="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_l_0b3195.pth",
-        sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        digest="sha256:3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
         size=1_249_524_607,
     ),
     "sam_vit_h": Published(
         url="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
-        sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        digest="sha256:a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         size=2_564_550_879,
     ),
     "mobile_sam": Published(
         url="https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/master/weights/mobile_sam.pt",
-        sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        digest="sha256:6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
         size=40_728_226,
     ),
+    "sam2_hiera_tiny": Published(
+        url="https://dl.fbaipublicfiles.com/segment_anything_2/072824/sam2_hiera_tiny.pt",
+        digest="sha256:65b50056e05bcb13694174f51bb6da89c894b57b75ccdf0ba6352c597c5d1125",
+    ),
+    "sam2_hiera_small": Published(
+        url="https://dl.fbaipublicfiles.com/segment_anything_2/072824/sam2_hiera_small.pt",
+        digest="sha256:95949964d4e548409021d47b22712d5f1abf2564cc0c3c765ba599a24ac7dce3",
+    ),
+    "sam2_hiera_base_plus": Published(
+        url="https://dl.fbaipublicfiles.com/segment_anything_2/072824/sam2_hiera_base_plus.pt",
+        digest="sha256:d0bb7f236400a49669ffdd1be617959a8b1d1065081789d7bbff88eded3a8071",
+    ),
+    "sam2_hiera_large": Published(
+        url="https://dl.fbaipublicfiles.com/segment_anything_2/072824/sam2_hiera_large.pt",
+        digest="sha256:7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b",
+    ),
+    "sam2.1_hiera_tiny": Published(
+        url="https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_tiny.pt",
+        digest="sha256:7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69",
+    ),
+    "sam2.1_hiera_small": Published(
+        url="https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_small.pt",
+        digest="sha256:6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38",
+    ),
+    "sam2.1_hiera_base_plus": Published(
+        url="https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_base_plus.pt",
+        digest="sha256:a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5",
+    ),
+    "sam2.1_hiera_large": Published(
+        url="https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_large.pt",
+        digest="sha256:2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318",
+    ),
+    "sam_hq_vit_b": Published(
+        url="https://huggingface.co/lkeab/hq-sam/resolve/main/sam_hq_vit_b.pth",
+        digest="md5:c6b8953247bcfdc8bb8ef91e36a6cacc",
+    ),
+    "sam_hq_vit_l": Published(
+        url="https://huggingface.co/lkeab/hq-sam/resolve/main/sam_hq_vit_l.pth",
+        digest="md5:08947267966e4264fb39523eccc33f86",
+    ),
+    "sam_hq_vit_h": Published(
+        url="https://huggingface.co/lkeab/hq-sam/resolve/main/sam_hq_vit_h.pth",
+        digest="md5:3560f6b6a5a6edacd814a1325c39640a",
+    ),
 }
-"""The checkpoints that can be asked for by name, which is also their family's. The hashes are those that several
-independent projects list.
-"""
+"""The checkpoints that can be asked for by name. The digests are those that several independent projects list."""
 
 
-def locate(source: str | os.PathLike[str]) -> Path:
-    """Return the path of a source: of what is there under that name, else of a published checkpoint, downloaded first.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint on this machine.
+
+    Attributes:
+      path: of its file or folder.
+      name: of its file or folder, or of the repository that it was downloaded from, with the revision.
+      commit: the hash of the repository's commit; None for what is from elsewhere.
+    """
+
+    path: Path
+    name: str
+    commit: str | None = None
+
+
+def locate(checkpoint: str | os.PathLike[str]) -> Source:
+    """Find a checkpoint: what is there under that name, else a published one or a repository's, downloaded first.
+
+    Args:
+      checkpoint: a path, a name of `PUBLISHED`, or a repository of the Hugging Face Hub: `owner/name` or
+        `owner/name@revision`.
 
     Raises:
-      CheckpointError: if it is neither, or the download fails.
+      CheckpointError: if it is none of them, or the download fails.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    if str(source) in PUBLISHED:
-        return fetch(PUBLISHED[str(source)])
-    raise CheckpointError(f"There is no {path}, and no published checkpoint of that name ({', '.join(PUBLISHED)}).")
+    path = Path(checkpoint).expanduser()
+    name = str(checkpoint)
+    if not path.exists():
+        if repository := Repository.parse(name):
+            found, commit = fetch_repository(repository)
+            return Source(found, str(repository), commit)
+        if name not in PUBLISHED:
+            raise CheckpointError(
+                f"There is no {path}, and no published checkpoint of that name ({', '.join(PUBLISHED)})."
+            )
+        path = fetch(PUBLISHED[name])
+    return Source(path, path.resolve().name)
 
 
 def fetch(checkpoint: Published, folder: Path | None = None) -> Path:
     """Return the local path of a published checkpoint, downloading it unless a whole copy is there.
 
-    The file is written under a temporary name and gets its own only after its SHA-256 has been checked.
+    The file is written under a temporary name and gets its own only after its digest has been checked.
 
     Args:
       checkpoint: one of `PUBLISHED`.
@@ -90,7 +158,7 @@ def fetch(checkpoint: Published, folder: Path | None = None) -> Path:
     try:
         path = pooch.retrieve(
             checkpoint.url,
-            known_hash=f"sha256:{checkpoint.sha256}",
+            known_hash=checkpoint.digest,
             fname=checkpoint.file,
             path=folder or pooch.os_cache("sam-jax"),
             downloader=download,
@@ -114,9 +182,11 @@ class _Bar:
 
     progress: Progress
     task: TaskID
-    total: int = 0  # set by pooch; the true size is known already
+    total: int = 0  # set by pooch: the size by the server, or 0
 
     def update(self, count: int) -> None:
+        if self.total and self.progress.tasks[self.task].total is None:
+            self.progress.update(self.task, total=self.total)
         self.progress.advance(self.task, count)
 
     def reset(self) -> None:

@@ -8,24 +8,36 @@ from typing import Any
 import numpy as np
 
 from sam_jax.convert.state_dict import Conversion, Identification, choose_family, read_variables, write_variables
-from sam_jax.convert.tables.encoder_rules import TINY_VIT, VIT
-from sam_jax.convert.tables.encoder_settings import encoder_kind, tiny_vit_from_shapes, vit_from_hf, vit_from_shapes
+from sam_jax.convert.tables.encoder_rules import EFFICIENT_VIT, HIERA, TINY_VIT, VIT
+from sam_jax.convert.tables.encoder_settings import (
+    efficient_vit_from_shapes,
+    encoder_kind,
+    frames_of,
+    hiera_from_hf,
+    hiera_from_shapes,
+    tiny_vit_from_shapes,
+    vit_from_hf,
+    vit_from_shapes,
+)
 from sam_jax.convert.tables.families import Family, listing
 from sam_jax.convert.tables.gaps import Described, compare
 from sam_jax.convert.tables.names import WRAPPERS, decoder_prefix, plain
 from sam_jax.convert.tables.rules import Naming, Shape, torch_shapes
 from sam_jax.convert.tables.settings import OWN, own_encoder_config
-from sam_jax.encoders.config import EncoderConfig, kind_of
+from sam_jax.encoders.config import EncoderConfig, TinyViTConfig, ViTConfig, kind_of, title_of
 from sam_jax.errors import CheckpointError
 
-TABLES = {"vit": VIT, "tiny_vit": TINY_VIT}
+TABLES = {"vit": VIT, "tiny_vit": TINY_VIT, "efficient_vit": EFFICIENT_VIT, "hiera": HIERA}
 """The table of each kind in `sam_jax.encoders.encoder`."""
 
 IMAGE_ENCODER = re.compile(r"\b(image_encoder|vision_encoder)\.")
 """In the name of a tensor of an image encoder, known or not."""
-_ENCODER = re.compile(r"(image_encoder|vision_encoder)\..*")
+_ENCODER = re.compile(
+    r"(image_encoder|vision_encoder)\..*|no_mem_embed|no_memory_embedding|mask_decoder\.conv_s[01]\..*"
+)
+"""Tensors of an image encoder; the last ones belong to SAM 2's decoder, and are used once per image."""
 _UNUSED = re.compile(r"image_encoder\.(norm_head|head)\..*|.*\.num_batches_tracked")
-"""What TinyViT keeps of its time as a classifier, and of training."""
+"""What TinyViT keeps of its time as a classifier, and batch norms of training."""
 
 
 def identify_encoder(
@@ -50,11 +62,13 @@ def identify_encoder(
     sources = _sources(tensors, prefix)
     if not sources:
         raise CheckpointError("The checkpoint holds no image encoder.")
-    naming: Naming = "hf" if next(iter(sources)).startswith("vision_encoder.") else "meta"
+    naming: Naming = "hf" if any(name.startswith("vision_encoder.") for name in sources) else "meta"
     text = listing({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     chosen = choose_family(family, settings, text, naming)
     found = {name: tensors[source] for name, source in sources.items()}
     config = _settings({name: tuple(found[name].shape) for name in found}, naming, chosen, family is not None, settings)
+    if isinstance(config, ViTConfig | TinyViTConfig) and chosen.early_feature:
+        config = dataclasses.replace(config, early_feature=True)
     gaps = compare(found, torch_shapes(config, naming, TABLES[kind_of(config)]), sources)
     own = set(sources.values())
     return Identification(chosen, naming, config, sources, tuple(name for name in tensors if name not in own), gaps)
@@ -82,9 +96,9 @@ def encoder_from_torch(
     """
     found = identify_encoder(tensors, family=family, prefix=prefix, settings=settings)
     if found.gaps:
-        kind = type(found.config).__name__.removesuffix("Config")
         raise CheckpointError(
-            f"The checkpoint does not fit the image encoder {kind} ({found.naming} names).\n{found.gaps}"
+            f"The checkpoint does not fit the image encoder {title_of(found.config)} ({found.naming} names)."
+            f"\n{found.gaps}"
         )
     return read_variables(tensors, found, TABLES[kind_of(found.config)])
 
@@ -102,8 +116,8 @@ def encoder_to_torch(encoder: Any, variables: Mapping[str, Any], naming: Naming 
       ValueError: if there is no such naming, or Hugging Face has no names for this encoder.
     """
     kind = kind_of(encoder.config)
-    if naming == "hf" and kind != "vit":
-        raise ValueError("Hugging Face has no names for a TinyViT: only the naming meta has.")
+    if naming == "hf" and kind not in ("vit", "hiera"):
+        raise ValueError(f"Hugging Face has no names for {title_of(encoder.config)}: only the naming meta has.")
     return write_variables(encoder.config, variables, naming, TABLES[kind])
 
 
@@ -120,7 +134,7 @@ def _sources(names: Collection[str], prefix: str | None) -> dict[str, str]:
             if target in found:
                 raise CheckpointError(f"Several tensors claim the name {target}: {found[target]}, {name}.")
             found[target] = name
-        if found:
+        if any(map(IMAGE_ENCODER.match, found)):
             return found
     return {}
 
@@ -133,10 +147,9 @@ def _settings(
     if own and not asked:
         return own
     if own:
-        size = {"image_size": chosen.image_size} if kind_of(own) == "tiny_vit" else {}
-        config = dataclasses.replace(own, **size)
+        config = dataclasses.replace(own, **frames_of(own, chosen))
     elif settings and OWN not in settings and naming == "hf":
-        config = vit_from_hf(settings)
+        config = hiera_from_hf(settings) if encoder_kind(shapes) == "hiera" else vit_from_hf(settings)
     else:
         config = _settings_of_shapes(shapes, naming, chosen)
     return dataclasses.replace(config, preprocessing=chosen.preprocessing)
@@ -147,7 +160,11 @@ def _settings_of_shapes(shapes: Mapping[str, Shape], naming: Naming, chosen: Fam
     if kind is None:
         first = ", ".join([f"{name} {shape}" for name, shape in shapes.items()][:3])
         raise CheckpointError(
-            f"The checkpoint's image encoder ({chosen.title}) is neither a ViT as SAM's nor a TinyViT as MobileSAM's,"
-            f" and cannot be converted: of its {len(shapes)} tensors, the first are {first}."
+            f"The checkpoint's image encoder ({chosen.title}) cannot be converted. Those of SAM (ViT), MobileSAM"
+            f" (TinyViT), EfficientViT-SAM and SAM 2 (Hiera) can. Of its {len(shapes)} tensors, the first are {first}."
         )
-    return vit_from_shapes(shapes, naming) if kind == "vit" else tiny_vit_from_shapes(shapes, chosen)
+    if kind == "vit":
+        return vit_from_shapes(shapes, naming)
+    if kind == "hiera":
+        return hiera_from_shapes(shapes, naming, chosen)
+    return {"tiny_vit": tiny_vit_from_shapes, "efficient_vit": efficient_vit_from_shapes}[kind](shapes, chosen)

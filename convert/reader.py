@@ -15,8 +15,10 @@ from sam_jax.convert.reading.zip_archive import SIGNATURE
 from sam_jax.convert.tables.settings import OWN
 from sam_jax.errors import CheckpointError, describe
 
-_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-_FOLDER_INDEXES = tuple(f"{name}.index.json" for name in _FOLDER_FILES)
+_INDEX = ".index.json"
+FOLDER_FILES = tuple(f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", _INDEX))
+"""What the weights of a Hugging Face folder are called, or the index of their parts; the first that is there counts."""
+
 _MAX_JSON = 1 << 25
 
 _HEAD = 512
@@ -89,10 +91,10 @@ def _foreign(head: bytes) -> str:
 
 def _open_folder(folder: Path) -> Checkpoint:
     """Open the weights of a Hugging Face folder, safetensors first, and its `config.json`."""
-    names = [name for name in (*_FOLDER_FILES, *_FOLDER_INDEXES) if (folder / name).exists()]
+    names = [name for name in FOLDER_FILES if (folder / name).exists()]
     if not names:
-        raise CheckpointError(f"The folder has none of the files {', '.join((*_FOLDER_FILES, *_FOLDER_INDEXES))}.")
-    found = (_open_part if names[0] in _FOLDER_FILES else _open_parts)(folder, names[0])
+        raise CheckpointError(f"The folder has none of the files {', '.join(FOLDER_FILES)}.")
+    found = (_open_parts if names[0].endswith(_INDEX) else _open_part)(folder, names[0])
     settings = _read_json(folder / "config.json") if (folder / "config.json").exists() else found.settings
     return dataclasses.replace(found, container=f"Hugging Face folder ({found.container})", settings=settings)
 

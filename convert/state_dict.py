@@ -10,9 +10,10 @@ import numpy as np
 from sam_jax.config import SamConfig
 from sam_jax.convert.tables.families import Family, find_family, listing, recognise, refuse_relatives, refuse_strangers
 from sam_jax.convert.tables.gaps import Described, Gaps, compare
-from sam_jax.convert.tables.names import sort_out
+from sam_jax.convert.tables.names import official, sort_out
 from sam_jax.convert.tables.rules import DECODER, NAMINGS, Naming, Slot, Table, flax_shapes, slots, torch_shapes
 from sam_jax.convert.tables.settings import OWN, config_from_hf, config_from_shapes, frame, own_config, own_family
+from sam_jax.encoders.config import HieraConfig
 from sam_jax.errors import CheckpointError, describe
 
 Config = TypeVar("Config")
@@ -208,7 +209,10 @@ def write_variables(config: Any, variables: Mapping[str, Any], naming: Naming, t
     gaps = compare(leaves, flax_shapes(config, table), {path: path for path in leaves})
     if gaps:
         raise CheckpointError(f"The variables do not fit the model's configuration.\n{gaps}")
-    return {slot.name: slot.leaf.to_torch(_part(leaves[slot.path], slot)) for slot in slots(config, naming, table)}
+    tensors = {slot.name: slot.leaf.to_torch(_part(leaves[slot.path], slot)) for slot in slots(config, naming, table)}
+    if not (isinstance(config, HieraConfig) or getattr(config, "object_score", False)):
+        return tensors
+    return {official(name, naming): tensor for name, tensor in tensors.items()}
 
 
 def _naming(plain: Iterable[str]) -> Naming:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sam_jax.batch.select import best_masks, mask_boxes, mask_nms, select_masks, stability_score, take_masks
     from sam_jax.batch.sharding import make_mesh, replicate, shard_inputs
     from sam_jax.config import SamConfig
+    from sam_jax.decoder.features import ImageFeatures
     from sam_jax.decoder.model import MaskPrediction, Sam
     from sam_jax.errors import CheckpointError
     from sam_jax.fast.low_rank import prepare_image
@@ -50,6 +51,7 @@ _HOMES = {
     "rle_masks": "images.full_size",
     "click": "batch.interactive",
     "start_clicks": "batch.interactive",
+    "ImageFeatures": "decoder.features",
     "MaskPrediction": "decoder.model",
     "Sam": "decoder.model",
     "EncodedImage": "images.pixels",
@@ -84,6 +86,7 @@ __all__ = [
     "EmbeddingStore",
     "EncodedImage",
     "GeneratedMasks",
+    "ImageFeatures",
     "MaskPrediction",
     "Predictor",
     "Prompts",

@@ -3,19 +3,23 @@
 import dataclasses
 import json
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sam_jax.errors import describe
 
 DType = Literal["float32", "bfloat16", "float64"]
 DTYPES = ("float32", "bfloat16", "float64")
 
+Postprocessing = Literal["sam", "sam2"]
+"""How low-res logits become masks of the image's size; see `SamConfig.postprocessing`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SamConfig:
     """Everything about the prompt encoder and the mask decoder that their weights are built or read with.
 
-    The defaults are those of `segment_anything/build_sam.py`, the same for ViT-B, ViT-L and ViT-H.
+    The defaults are those of `segment_anything/build_sam.py`, the same for ViT-B, ViT-L and ViT-H. `hq` and
+    `early_width` are SAM-HQ's, the settings after them SAM 2's.
 
     Attributes:
       width: channels `c` of the image embedding and of every token.
@@ -32,6 +36,15 @@ class SamConfig:
       image_size: height and width in pixels of the padded input frame, in which prompts live.
       grid_size: height and width `h w` of the image embedding.
       dtype: compute dtype. Coordinates, norms and softmaxes stay in float32 (float64 where that is the compute dtype).
+      hq: whether there is an HQ token, with a mask of its own that is added to the others.
+      early_width: channels of the encoder's early feature, which goes into the HQ mask; 0 where nothing does.
+      high_resolution: whether the image has two finer maps, which are added while masks are upscaled.
+      object_score: whether a token is scored that says how sure it is that the object is there at all.
+      iou_sigmoid: whether the predicted IoU goes through a sigmoid.
+      pad_boxes: whether the "not a point" token stands after boxes, too, and not after clicks alone.
+      dynamic_multimask: whether a clear prompt gets the best multimask output where mask 0 is not stable.
+      postprocessing: how low-res logits become masks of the image's size. `sam`: bilinear to the input frame, and from
+        there bilinear to the image. `sam2`: bilinear in one step; logits that are handed back are clamped to 32.
     """
 
     width: int = 256
@@ -48,6 +61,14 @@ class SamConfig:
     image_size: tuple[int, int] = (1024, 1024)
     grid_size: tuple[int, int] = (64, 64)
     dtype: DType = "float32"
+    hq: bool = False
+    early_width: int = 0
+    high_resolution: bool = False
+    object_score: bool = False
+    iou_sigmoid: bool = False
+    pad_boxes: bool = False
+    dynamic_multimask: bool = False
+    postprocessing: Postprocessing = "sam"
 
     def __post_init__(self) -> None:
         for name in ("image_size", "grid_size"):
@@ -75,13 +96,25 @@ class SamConfig:
             )
         if self.mask_channels % 4:
             raise ValueError(f"SamConfig.mask_channels must be divisible by 4, got {self.mask_channels}.")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"SamConfig.dtype must be one of {', '.join(DTYPES)}, got {describe(self.dtype)}.")
+        for name, choices in (("dtype", DTYPES), ("postprocessing", get_args(Postprocessing))):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"SamConfig.{name} must be one of {', '.join(choices)}, got {describe(value)}.")
+        for name in ("hq", "high_resolution", "object_score", "iou_sigmoid", "pad_boxes", "dynamic_multimask"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"SamConfig.{name} must be true or false, got {describe(getattr(self, name))}.")
+        if type(self.early_width) is not int or self.early_width < 0 or (self.early_width and not self.hq):
+            wanted = "a number of channels" if self.hq else "0 without hq"
+            raise ValueError(f"SamConfig.early_width must be {wanted}, got {describe(self.early_width)}.")
 
     @property
     def num_masks(self) -> int:
         """Masks that the decoder returns: mask 0 and the multimask outputs."""
         return self.multimask_outputs + 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens: object token where there is one, IoU token, mask tokens, HQ token where there is one."""
+        return self.object_score + 1 + self.num_masks + self.hq
 
     @property
     def mask_size(self) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -18,6 +19,7 @@ from sam_jax.decoder.model import Sam, Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.files.checkpoints import load, load_encoder
 from sam_jax.images.pixels import EncodedImage, Prediction, check_fit, encode_image, predict_batch, predict_image
+from sam_jax.images.preprocess import check_pixels
 from sam_jax.images.read import rgb_pixels
 from sam_jax.prompts import AnyArray, Ragged
 
@@ -155,7 +157,8 @@ class Predictor:
           best come first; with crops, those of the smallest crops.
 
         Raises:
-          ValueError: for settings that mean nothing, an image that cannot be read, or a region that does not fit it.
+          ValueError: for settings that mean nothing, an array that is no such image, a file that cannot be read, or a
+            region that does not fit the image.
         """
         config = AutomaticConfig(**settings)
         if isinstance(image, EncodedImage):
@@ -165,6 +168,7 @@ class Predictor:
                 )
             return generate_records(self.model, self.variables, image.original_size, lambda _: image, config, region)
         pixels = rgb_pixels(image)
+        check_pixels(pixels, np.uint8)
 
         def encode(crop: Crop) -> EncodedImage:
             part = pixels[crop.y0 : crop.y1, crop.x0 : crop.x1]

@@ -24,7 +24,8 @@ CACHE = tempfile.TemporaryDirectory(prefix="sam_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 jax.config.update("jax_enable_compilation_cache", False)
 
-MISSING = [name for name in ("torch", "segment_anything", "transformers") if importlib.util.find_spec(name) is None]
+REFERENCES = ("torch", "segment_anything", "transformers", "sam2", "segment_anything_hq", "efficientsam")
+MISSING = [name for name in REFERENCES if importlib.util.find_spec(name) is None]
 collect_ignore = ["parity"] if MISSING else []
 
 

@@ -8,8 +8,23 @@ import numpy as np
 
 from sam_jax import Sam
 from sam_jax.config import TINY
+from sam_jax.decoder.features import features_of, map_shapes
 
 MODEL = Sam(TINY)
+
+SAM2 = {
+    "high_resolution": True,
+    "object_score": True,
+    "iou_sigmoid": True,
+    "pad_boxes": True,
+    "dynamic_multimask": True,
+    "postprocessing": "sam2",
+}
+FAMILIES = {"sam": {}, "sam_hq": {"hq": True, "early_width": 24}, "sam2": SAM2, "hq_sam2": SAM2 | {"hq": True}}
+"""Settings in which the decoders of the families differ."""
+
+TRANSPOSED = ("upscaling", "of_embedding", "of_early")
+"""In the paths of transposed convolutions, whose kernels have their inputs last."""
 
 
 def random_variables(model: Sam = MODEL, seed: int = 0, dtype: Any = np.float32) -> dict[str, Any]:
@@ -21,7 +36,9 @@ def random_variables(model: Sam = MODEL, seed: int = 0, dtype: Any = np.float32)
         values = rng.normal(size=leaf.shape)
         if name == "kernel":
             fan_in = (
-                leaf.shape[-1] if "upscaling" in str(path) else np.prod(leaf.shape[-3 if leaf.ndim == 4 else -2 : -1])
+                leaf.shape[-1]
+                if any(part in str(path) for part in TRANSPOSED)
+                else np.prod(leaf.shape[-3 if leaf.ndim == 4 else -2 : -1])
             )
             values /= np.sqrt(fan_in * (leaf.shape[0] * leaf.shape[1] if "downscaling" in str(path) else 1))
         elif name == "scale":
@@ -38,3 +55,13 @@ def random_embedding(*images: int, model: Sam = MODEL, seed: int = 1) -> jax.Arr
     """Image embeddings of deviation 1."""
     rng = np.random.default_rng(seed)
     return jnp.asarray(rng.normal(size=(*images, *model.config.grid_size, model.config.width)).astype(np.float32))
+
+
+def random_features(*images: int, model: Sam = MODEL, seed: int = 1) -> Any:
+    """All maps that a model takes of images, of deviation 1."""
+    rng = np.random.default_rng(seed)
+    maps = {
+        name: jnp.asarray(rng.normal(size=(*images, *shape)).astype(np.float32))
+        for name, shape in map_shapes(model.config).items()
+    }
+    return features_of(maps)

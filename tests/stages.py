@@ -28,11 +28,16 @@ def decoder_stages(config: SamConfig, params: Any, image: Any, position: Any, sp
     @jax.jit
     def run(params: Any, *inputs: jax.Array) -> dict[str, jax.Array]:
         variables = {"params": params}
-        (logits, iou), state = decoder.apply(variables, *inputs, capture_intermediates=True)
+        image, *rest = inputs
+        out, state = decoder.apply(variables, image, jnp.zeros_like(image), *rest, capture_intermediates=True)
         parts = _by_path(state["intermediates"])
-        mask_tokens = parts["two_way tokens"][1 : 1 + len(iou)]
+        mask_tokens = parts["two_way tokens"][1 : 1 + len(out.iou)]
         weights = decoder.apply(variables, method=lambda self: self.hypernetworks(mask_tokens))
-        return parts | {f"hypernetworks/{i}": row for i, row in enumerate(weights)} | {"logits": logits, "iou": iou}
+        return (
+            parts
+            | {f"hypernetworks/{i}": row for i, row in enumerate(weights)}
+            | {"logits": out.logits, "iou": out.iou}
+        )
 
     return run(*_of_dtype((params, image, position, sparse), config), jnp.ones(len(sparse), bool))
 

@@ -13,9 +13,10 @@ from random_model import random_variables
 
 from sam_jax import Predictor, Prompts, Sam, binary_masks, predict_masks, prepare_image, select_masks
 from sam_jax.config import TINY
-from sam_jax.encoders.config import VIT_TINY, ViTConfig
+from sam_jax.encoders.config import VIT_TINY, EfficientViTConfig, ViTConfig
+from sam_jax.encoders.efficient_vit import EfficientViT
 from sam_jax.encoders.vit import ImageEncoder
-from sam_jax.images.pixels import EncodedImage, encode_image, predict_image
+from sam_jax.images.pixels import EncodedImage, check_fit, encode_image, predict_image
 from sam_jax.images.preprocess import prepare
 from sam_jax.images.resize import mask_to_prompt, to_input_frame
 
@@ -34,6 +35,17 @@ class Mean(ImageEncoder):
 
     def __call__(self, frame: Any) -> Any:
         return self.spread(frame.reshape(8, 16, 8, 16, 3).mean((1, 3)))
+
+
+class Constant(EfficientViT):
+    """An encoder whose frame is smaller than the decoder's."""
+
+    def setup(self) -> None:
+        pass
+
+    def __call__(self, frame: Any) -> Any:
+        assert frame.shape == (64, 64, 3)
+        return jnp.zeros((8, 8, 32))
 
 
 ENCODER = Mean()
@@ -85,6 +97,17 @@ def test_an_image_is_prepared_as_its_encoder_wants_it():
     assert (image.input_size, image.original_size) == (MODEL.config.image_size, SIZES[0])
     frame, _ = prepare(picture(SIZES[0]), MODEL.config.image_size, "medsam")
     np.testing.assert_allclose(image.embedding, ENCODER.apply(ENCODER_VARIABLES, frame), atol=1e-5)
+
+
+def test_prompts_may_live_in_a_larger_frame_than_the_encoder_s():
+    """The image's size in that frame is rounded there."""
+    config = EfficientViTConfig(grid_size=(8, 8), out_width=32, image_size=(64, 64), prompt_frame=(128, 128))
+    image = encode_image(Constant(config), {}, picture((100, 150)))
+    assert (image.input_size, image.original_size) == ((85, 128), (100, 150))
+    check_fit(MODEL.config, Constant(config))
+    config = dataclasses.replace(config, prompt_frame=(64, 64))
+    with pytest.raises(ValueError, match=r"frames \[128, 128\], but the encoder makes \[8, 8, 32\] of \[64, 64\]"):
+        check_fit(MODEL.config, Constant(config))
 
 
 def test_it_unpacks_in_the_official_order(on_image):

@@ -14,7 +14,7 @@ from small_run import MODEL as MODEL_THAT_LEARNS
 
 import sam_jax
 from sam_jax import Prompts
-from sam_jax.encoders.config import TINY_VIT, EncoderConfig, ViTConfig
+from sam_jax.encoders.config import TINY_VIT, EfficientViTConfig, EncoderConfig, ViTConfig
 from sam_jax.encoders.encoder import make_encoder
 from sam_jax.images.pixels import EncodedImage, predict_image
 from sam_jax.images.preprocess import prepare_on_device
@@ -81,12 +81,30 @@ def test_clicks_one_after_another_and_a_mesh() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        ViTConfig(width=16, depth=2, heads=2, window_size=3, global_blocks=(1,), out_width=32, image_size=(128, 128)),
+        ViTConfig(
+            width=16,
+            depth=2,
+            heads=2,
+            mlp_width=64,
+            window_size=3,
+            global_blocks=(1,),
+            out_width=32,
+            image_size=(128, 128),
+        ),
         dataclasses.replace(
             TINY_VIT, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), heads=(1, 2, 2), window_sizes=(2, 2, 2), out_width=32
         ),
+        EfficientViTConfig(
+            widths=(4, 8, 8, 8, 16),
+            depths=(1, 0, 1, 1, 1),
+            head_width=8,
+            neck_width=16,
+            neck_depth=1,
+            out_width=32,
+            grid_size=(16, 16),
+        ),
     ],
-    ids=["vit", "tiny_vit"],
+    ids=["vit", "tiny_vit", "efficient_vit"],
 )
 def test_encoders(config: EncoderConfig) -> None:
     encoder = make_encoder(dataclasses.replace(config, image_size=(128, 128)))

@@ -27,6 +27,8 @@ class Family:
       grid_size: height and width of the image embedding.
       heads: attention heads.
       preprocessing: as in the encoder's settings.
+      early_feature: whether the decoder takes the encoder's early feature.
+      linear_iou: whether the predicted IoU has no sigmoid, where the decoder has an object score.
       lookalikes: families whose files cannot be told from this one's, and which need other settings.
     """
 
@@ -39,8 +41,12 @@ class Family:
     grid_size: tuple[int, int] = (64, 64)
     heads: int = 8
     preprocessing: Preprocessing = "sam"
+    early_feature: bool = False
+    linear_iou: bool = False
     lookalikes: tuple[str, ...] = ()
 
+
+_OF_ITS_SOURCE = "that of the model it was made from"
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -62,31 +68,68 @@ FAMILIES: dict[str, Family] = {
         Family("efficientvit_sam", "EfficientViT-SAM", block_norm_eps=1e-6, final_norm_eps=1e-6),
         Family("sam_med2d", "SAM-Med2D", image_size=(256, 256), grid_size=(16, 16)),
         Family("samed", "SAMed", licence="MIT", image_size=(512, 512), grid_size=(32, 32)),
+        Family("sam_hq", "SAM-HQ", early_feature=True),
+        Family("sam2", "SAM 2", preprocessing="sam2", lookalikes=("medsam2",)),
+        Family("sam2.1", "SAM 2.1", preprocessing="sam2", lookalikes=("medsam2",)),
+        Family("hq_sam2", "HQ-SAM 2", preprocessing="sam2"),
+        Family("medsam2", "MedSAM2", image_size=(512, 512), grid_size=(32, 32), preprocessing="medsam2"),
+        Family("edge_tam", "EdgeTAM", preprocessing="sam2"),
+        Family("efficient_tam", "EfficientTAM", preprocessing="sam2"),
+        Family("efficient_tam_512", "EfficientTAM, 512 pixels", image_size=(512, 512), grid_size=(32, 32)),
+        Family("sam3_tracker", "SAM 3's tracker", "SAM License", image_size=(1008, 1008), grid_size=(72, 72)),
+        Family(
+            "sam3.1_tracker",
+            "SAM 3.1's interactive head",
+            "SAM License",
+            image_size=(1008, 1008),
+            grid_size=(72, 72),
+            linear_iou=True,
+        ),
+        Family(
+            "hf_sam_hq", "Hugging Face SamHQModel", licence="that of the model it was made from", block_norm_eps=1e-6
+        ),
         Family("hf_sam", "Hugging Face SamModel", licence="that of the model it was made from", block_norm_eps=1e-6),
     )
 }
 """Every family that can be converted, by name."""
 
-# A checkpoint is recognised in its listing: one line per tensor, `name (shape)`. The first pattern that is found wins.
-_EVIDENCE: tuple[tuple[str, str], ...] = (
-    (r"^(model_state\.sam|decoder_state)\.", "micro_sam"),
-    (r"^PromtEncoder\.", "mobile_sam_v2"),
-    (r"^w_a_000 ", "samed"),
-    (r"\bimage_encoder\.blocks\.0\.Adapter\.", "sam_med2d"),
-    (r"\bimage_encoder\.backbone\.", "efficientvit_sam"),
-    (r"\bimage_encoder\.(fuse_stage2|features\.\d+\.token_mixer\.0\.conv1\.c)\.", "edge_sam"),
-    (r"\bimage_encoder\.features\.", "repvit_sam"),
-    # TinyViT. LiteMedSAM's stem keeps the resolution, by kernels of one pixel; TinySAM's is MobileSAM's.
-    (r"\bimage_encoder\.patch_embed\.seq\.0\.c\.weight \(\d+, 3, 1, 1\)", "lite_medsam"),
-    (r"\bimage_encoder\.patch_embed\.seq\.", "mobile_sam"),
-    (r"\bimage_encoder\.patch_embed\.proj\.weight \((384|168), 3, 16, 16\)", "slim_sam"),
-    (r"\bimage_encoder\.patch_embed\.proj\.weight \(768, 3, 16, 16\)", "sam_vit_b"),
-    (r"\bimage_encoder\.patch_embed\.proj\.weight \(1024, 3, 16, 16\)", "sam_vit_l"),
-    (r"\bimage_encoder\.patch_embed\.proj\.weight \(1280, 3, 16, 16\)", "sam_vit_h"),
-)
-
 _OBJECT_SCORE = r"\bobj_score_token\.weight "
-NOT_YET = "It is recognised, but not supported yet."
+_HQ = r"\bh[fq]_token\.weight "
+_CONV_S0 = r"\bconv_s0\."
+
+Evidence = tuple[tuple[tuple[str, ...], str], ...]
+"""Patterns and the family that they tell. They are looked for in a checkpoint's listing, one line per tensor, `name
+(shape)`; the first entry all of whose patterns are found counts.
+"""
+
+_IN_THE_DECODER: Evidence = (
+    ((_OBJECT_SCORE, _HQ), "hq_sam2"),
+    ((r"\btracker\.model\.interactive_sam_mask_decoder\.",), "sam3.1_tracker"),
+    ((_OBJECT_SCORE, _CONV_S0, r"\btransformer\.layers\.0\.mlp\.lin1\."), "sam3_tracker"),
+    ((_OBJECT_SCORE, r"\btracker_model\."), "sam3_tracker"),
+    ((_OBJECT_SCORE, r"\b(image_encoder\.trunk\.body|spatial_perceiver)\."), "edge_tam"),
+    ((_OBJECT_SCORE, _CONV_S0, r"\b(no_obj_embed_spatial|occlusion_spatial_embedding_parameter) "), "sam2.1"),
+    ((_OBJECT_SCORE, _CONV_S0), "sam2"),
+    ((_OBJECT_SCORE,), "efficient_tam"),
+    ((r"\bhq_token\.weight ",), "hf_sam_hq"),
+    ((_HQ,), "sam_hq"),
+)
+_AROUND_THE_DECODER: Evidence = (
+    ((r"^(model_state\.sam|decoder_state)\.",), "micro_sam"),
+    ((r"^PromtEncoder\.",), "mobile_sam_v2"),
+    ((r"^w_a_000 ",), "samed"),
+    ((r"\bimage_encoder\.blocks\.0\.Adapter\.",), "sam_med2d"),
+    ((r"\bimage_encoder\.backbone\.",), "efficientvit_sam"),
+    ((r"\bimage_encoder\.(fuse_stage2|features\.\d+\.token_mixer\.0\.conv1\.c)\.",), "edge_sam"),
+    ((r"\bimage_encoder\.features\.",), "repvit_sam"),
+    # TinyViT. LiteMedSAM's stem keeps the resolution, by kernels of one pixel; TinySAM's is MobileSAM's.
+    ((r"\bimage_encoder\.patch_embed\.seq\.0\.c\.weight \(\d+, 3, 1, 1\)",), "lite_medsam"),
+    ((r"\bimage_encoder\.patch_embed\.seq\.",), "mobile_sam"),
+    ((r"\bimage_encoder\.patch_embed\.proj\.weight \((384|168), 3, 16, 16\)",), "slim_sam"),
+    ((r"\bimage_encoder\.patch_embed\.proj\.weight \(768, 3, 16, 16\)",), "sam_vit_b"),
+    ((r"\bimage_encoder\.patch_embed\.proj\.weight \(1024, 3, 16, 16\)",), "sam_vit_l"),
+    ((r"\bimage_encoder\.patch_embed\.proj\.weight \(1280, 3, 16, 16\)",), "sam_vit_h"),
+)
 
 Kind = tuple[tuple[str, ...], str]
 """What is refused: the patterns that are all found in its listing, and what to say."""
@@ -97,21 +140,11 @@ _RELATIVES: tuple[Kind, ...] = (
         "EfficientSAM. Its decoder has as many tensors and numbers as SAM's and computes something else: other "
         "residuals, GELU, a group norm and its own prompt padding. It is not supported.",
     ),
-    ((r"\bhf_token\.weight ", _OBJECT_SCORE), f"HQ-SAM 2. {NOT_YET}"),
-    ((r"\bh[fq]_token\.weight ",), f"SAM-HQ. {NOT_YET}"),
-    ((r"\btracker\.model\.interactive_sam_mask_decoder\.",), f"SAM 3.1. {NOT_YET}"),
     (
-        (r"\biou_token\.weight \(16, ",),
+        (r"\biou_token\.weight \(16, ", r"\A(?![\s\S]*\binteractive_sam_mask_decoder\.)"),
         "the multiplex head of SAM 3.1. It follows sixteen objects through a video and takes no prompts. "
         "It is not supported.",
     ),
-    ((_OBJECT_SCORE, r"\bconv_s0\.", r"\btransformer\.layers\.0\.mlp\.lin1\."), f"SAM 3's tracker. {NOT_YET}"),
-    (
-        (_OBJECT_SCORE, r"\btransformer\.layers\.0\.mlp\.proj_in\."),
-        f"SAM 2, EdgeTAM or SAM 3's tracker, by Hugging Face's names. {NOT_YET}",
-    ),
-    ((_OBJECT_SCORE, r"\bconv_s0\."), f"SAM 2, SAM 2.1, MedSAM2 or EdgeTAM. {NOT_YET}"),
-    ((_OBJECT_SCORE,), f"EfficientTAM. {NOT_YET}"),
     (
         (r"\bmask_downscaling\.0\.weight \((\d+, ){4}\d+\)",),
         "a decoder for volumes, such as SAM-Med3D. Only decoders for images are supported.",
@@ -149,9 +182,9 @@ def find_family(name: str) -> Family:
 
 def recognise(text: str, naming: Naming) -> Family:
     """Return the family that a listing speaks of; `sam` where it says nothing."""
-    if naming == "hf":
-        return FAMILIES["hf_sam"]
-    return FAMILIES[next((name for pattern, name in _EVIDENCE if _found(pattern, text)), "sam")]
+    usual, around = ("hf_sam", ()) if naming == "hf" else ("sam", _AROUND_THE_DECODER)
+    evidence = (*_IN_THE_DECODER, *around)
+    return FAMILIES[next((name for patterns, name in evidence if _all_found(patterns, text)), usual)]
 
 
 def refuse_relatives(text: str) -> None:
@@ -177,9 +210,9 @@ def refuse_strangers(text: str) -> None:
 
 def _refuse(kinds: tuple[Kind, ...], text: str) -> None:
     for patterns, what in kinds:
-        if all(_found(pattern, text) for pattern in patterns):
+        if _all_found(patterns, text):
             raise CheckpointError(f"This checkpoint is {what}")
 
 
-def _found(pattern: str, text: str) -> bool:
-    return re.search(pattern, text, re.MULTILINE) is not None
+def _all_found(patterns: tuple[str, ...], text: str) -> bool:
+    return all(re.search(pattern, text, re.MULTILINE) for pattern in patterns)

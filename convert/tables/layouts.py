@@ -72,3 +72,6 @@ EMBEDDING = Layout((Leaf(".weight", "", "nc", "c"),))
 
 RAW = Layout((Leaf("", "", "nc", "nc"),))
 """A matrix that is the same in both. The row names the tensor, not a module."""
+
+MAP_VECTOR = Layout((Leaf("", "", "hwc", "c"),))
+"""A vector for every pixel of a map. The row names the tensor, not a module."""

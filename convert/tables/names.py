@@ -8,6 +8,7 @@ import dataclasses
 import re
 from collections.abc import Collection
 
+from sam_jax.convert.tables.rules import Naming
 from sam_jax.errors import CheckpointError
 
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")
@@ -29,20 +30,41 @@ _DECODER_PREFIXES = (
     ("tracker_model.prompt_encoder.", "prompt_encoder."),
     ("tracker_model.mask_decoder.", "mask_decoder."),
     ("tracker_model.shared_image_embedding.", "shared_image_embedding."),
+    ("tracker.no_mem_embed", "no_mem_embed"),
+    ("tracker.model.interactivity_no_mem_embed", "no_mem_embed"),
+    ("inst_interactive_predictor.model.no_mem_embed", "no_mem_embed"),
+    ("tracker_model.no_memory_embedding", "no_memory_embedding"),
 )
 """Names of the decoder's parts inside larger models. The whole prefix must match: SAM 3's detector has a mask
 decoder too, and SAM 3.1 a second one.
 """
 
-_DECODER = re.compile(r"(prompt_encoder|mask_decoder|shared_image_embedding)\..*")
+_RESPELT = (
+    (re.compile(r"(mask_decoder\.transformer\.layers\.\d+\.mlp\.)(layers\.0|proj_in)(\.\w+)"), r"\1lin1\3"),
+    (re.compile(r"(mask_decoder\.transformer\.layers\.\d+\.mlp\.)(layers\.1|proj_out)(\.\w+)"), r"\1lin2\3"),
+    (re.compile(r"(mask_decoder\.transformer\..*\.)o_proj(\.\w+)"), r"\1out_proj\2"),
+)
+"""Names of SAM 2's layers, by Meta and by Hugging Face, and SAM's names of the same layers."""
+
+_DECODER = re.compile(r"(prompt_encoder|mask_decoder|shared_image_embedding)\..*|no_mem_embed|no_memory_embedding")
+
+VIDEO = re.compile(
+    r"(memory_attention|memory_encoder|mask_downsample|obj_ptr_proj|obj_ptr_tpos_proj|spatial_perceiver"
+    r"|object_pointer_proj|temporal_positional_encoding_projection_layer)\..*"
+    r"|maskmem_tpos_enc|no_mem_pos_enc|no_obj_ptr|no_obj_embed_spatial"
+    r"|memory_temporal_positional_encoding|no_memory_positional_encoding|no_object_pointer"
+    r"|occlusion_spatial_embedding_parameter"
+)
+"""Tensors that only follow an object through a video: SAM 2's by Meta and by Hugging Face, EdgeTAM's."""
 
 _IGNORED = re.compile(
-    r"(image_encoder|vision_encoder|mask_downsample|fpn|rpn_head)\..*"
+    r"(image_encoder|vision_encoder|fpn|rpn_head)\..*"
+    r"|(detector|detector_model|tracker|tracker_model|tracker_neck)\..*"  # what SAM 3 has beside its decoder
     r"|pixel_(mean|std)"
-    r"|(memory_|maskmem_|obj_ptr|no_obj|w_a_|w_b_).*"
+    r"|(w_a_|w_b_).*"
     r"|.*lora_.*"
 )
-"""Tensors outside the decoder that SAM's relatives keep beside it."""
+"""Other tensors outside the decoder that SAM's relatives keep beside it."""
 
 _PART = re.compile(
     r"((?:.*\.)?)(?:sam_)?(mask_decoder\.iou_token|mask_decoder\.mask_tokens|prompt_encoder\.not_a_point_embed)\.weight"
@@ -81,8 +103,22 @@ def plain(name: str) -> str:
     name = _MODULE_PREFIXES.sub("", name)
     for prefix, replacement in _DECODER_PREFIXES:
         if name.startswith(prefix):
-            return replacement + name.removeprefix(prefix)
+            name = replacement + name.removeprefix(prefix)
+            break
+    for pattern, replacement in _RESPELT:
+        name = pattern.sub(replacement, name)
     return name
+
+
+def official(name: str, naming: Naming) -> str:
+    """Return the name that a tensor of SAM 2's decoder has in a file, from its plain name: the inverse of `plain`."""
+    if naming == "hf":
+        name = re.sub(r"(transformer\.layers\.\d+\.mlp\.)lin1\.", r"\1proj_in.", name)
+        name = re.sub(r"(transformer\.layers\.\d+\.mlp\.)lin2\.", r"\1proj_out.", name)
+        return re.sub(r"(mask_decoder\.transformer\..*\.)out_proj\.", r"\1o_proj.", name)
+    name = re.sub(r"(transformer\.layers\.\d+\.mlp\.)lin1\.", r"\1layers.0.", name)
+    name = re.sub(r"(transformer\.layers\.\d+\.mlp\.)lin2\.", r"\1layers.1.", name)
+    return re.sub(r"^(prompt_encoder|mask_decoder)\.", r"sam_\1.", name)
 
 
 def sort_out(names: Collection[str], prefix: str | None = None) -> Names:
@@ -111,7 +147,7 @@ def sort_out(names: Collection[str], prefix: str | None = None) -> Names:
             continue
         if bare and not beside:
             target = f"mask_decoder.{target}"
-        if not is_decoder(target) and (beside or _IGNORED.fullmatch(target)):
+        if not is_decoder(target) and (beside or _IGNORED.fullmatch(target) or VIDEO.fullmatch(target)):
             ignored.append(name)
         else:
             found.setdefault(target, []).append(name)

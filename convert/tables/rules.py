@@ -13,13 +13,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from sam_jax.config import SamConfig
-from sam_jax.convert.tables.layouts import CONV, CONV_TRANSPOSE, DENSE, EMBEDDING, NORM, RAW, Layout, Leaf
+from sam_jax.convert.tables.layouts import (
+    CONV,
+    CONV_TRANSPOSE,
+    DENSE,
+    EMBEDDING,
+    MAP_VECTOR,
+    NORM,
+    RAW,
+    Layout,
+    Leaf,
+)
 
 Naming = Literal["meta", "hf"]
 NAMINGS: tuple[Naming, ...] = ("meta", "hf")
 """Meta's names (`segment_anything`), and those of `SamModel` in Hugging Face transformers."""
 
 Shape = tuple[int, ...]
+
+
+def always(config: Any, naming: Naming) -> bool:
+    """Whether a row is there that every network has in every naming."""
+    return True
 
 
 class Row(NamedTuple):
@@ -31,6 +46,7 @@ class Row(NamedTuple):
       flax: path in the Flax tree.
       meta: Meta's name.
       hf: Hugging Face's name; Meta's where it is empty.
+      when: whether a network has these modules, from its configuration and the naming.
 
     A name in braces is an index of the table. Tensors along an index that the Flax path lacks are stacked on a new
     first axis.
@@ -41,6 +57,7 @@ class Row(NamedTuple):
     flax: str
     meta: str
     hf: str = ""
+    when: Callable[[Any, Naming], bool] = always
 
     def name(self, naming: Naming) -> str:
         """Return the row's name in a naming."""
@@ -86,6 +103,16 @@ def _under(flax: str, torch: str, *rows: Row) -> list[Row]:
     ]
 
 
+def _if(setting: str, *rows: Row) -> list[Row]:
+    """Let rows be those of networks in whose configuration a setting is on."""
+    return [row._replace(when=lambda config, _: bool(getattr(config, setting))) for row in rows]
+
+
+def _one_label_table(config: SamConfig, naming: Naming) -> bool:
+    """Whether the labels' embeddings are one tensor: in Hugging Face's SAM 2."""
+    return naming == "hf" and config.object_score
+
+
 ROWS: tuple[Row, ...] = (
     Row(
         RAW,
@@ -97,7 +124,15 @@ ROWS: tuple[Row, ...] = (
     *_under(
         "params/prompt_encoder/",
         "prompt_encoder.",
-        Row(EMBEDDING, "1 c", "label_embedding", "point_embeddings.{label}", "point_embed.{label}"),
+        Row(
+            EMBEDDING,
+            "1 c",
+            "label_embedding",
+            "point_embeddings.{label}",
+            "point_embed.{label}",
+            lambda config, naming: not _one_label_table(config, naming),
+        ),
+        Row(RAW, "4 c", "label_embedding", "point_embeddings", "point_embed.weight", _one_label_table),
         Row(EMBEDDING, "1 c", "not_a_point_embedding", "not_a_point_embed"),
         Row(EMBEDDING, "1 c", "no_mask_embedding", "no_mask_embed"),
         Row(CONV, "k/4 1 2 2", "mask_downscaling/conv_0", "mask_downscaling.0", "mask_embed.conv1"),
@@ -140,11 +175,59 @@ ROWS: tuple[Row, ...] = (
     *_under(
         "params/mask_decoder/",
         "mask_decoder.",
+        *_if("object_score", Row(EMBEDDING, "1 c", "object_token", "obj_score_token")),
         Row(EMBEDDING, "1 c", "iou_token", "iou_token"),
         Row(RAW, "m c", "mask_tokens", "mask_tokens.weight"),
         Row(CONV_TRANSPOSE, "c c/4 2 2", "upscaling/conv_0", "output_upscaling.0", "upscale_conv1"),
         Row(NORM, "c/4", "upscaling/norm", "output_upscaling.1", "upscale_layer_norm"),
         Row(CONV_TRANSPOSE, "c/4 c/8 2 2", "upscaling/conv_1", "output_upscaling.3", "upscale_conv2"),
+    ),
+    *_if(
+        "object_score",
+        *_under(
+            "params/mask_decoder/object_head/",
+            "mask_decoder.pred_obj_score_head.",
+            Row(DENSE, "c c", "layer_0", "layers.0", "proj_in"),
+            Row(DENSE, "c c", "layer_1", "layers.1", "layers.0"),
+            Row(DENSE, "1 c", "layer_2", "layers.2", "proj_out"),
+        ),
+        Row(MAP_VECTOR, "1 1 c", "constants/image_maps/no_memory", "no_mem_embed", "no_memory_embedding"),
+    ),
+    *_if(
+        "high_resolution",
+        *_under(
+            "constants/image_maps/",
+            "mask_decoder.",
+            Row(CONV, "c/8 c 1 1", "stride_4", "conv_s0"),
+            Row(CONV, "c/4 c 1 1", "stride_8", "conv_s1"),
+        ),
+    ),
+    *_if(
+        "hq",
+        *_under(
+            "params/mask_decoder/hq/",
+            "mask_decoder.",
+            Row(EMBEDDING, "1 c", "token", "hf_token", "hq_token"),
+            Row(DENSE, "c c", "hypernetwork/layer_0", "hf_mlp.layers.0", "hq_mask_mlp.proj_in"),
+            Row(DENSE, "c c", "hypernetwork/layer_1", "hf_mlp.layers.1", "hq_mask_mlp.layers.0"),
+            Row(DENSE, "c/8 c", "hypernetwork/layer_2", "hf_mlp.layers.2", "hq_mask_mlp.proj_out"),
+            Row(CONV, "c/4 c/8 3 3", "mask_feature/conv_0", "embedding_maskfeature.0", "mask_conv1"),
+            Row(NORM, "c/4", "mask_feature/norm", "embedding_maskfeature.1", "mask_norm"),
+            Row(CONV, "c/8 c/4 3 3", "mask_feature/conv_1", "embedding_maskfeature.3", "mask_conv2"),
+        ),
+    ),
+    *_if(
+        "early_width",
+        *_under(
+            "params/mask_decoder/hq/",
+            "mask_decoder.",
+            Row(CONV_TRANSPOSE, "c c/4 2 2", "of_embedding/conv_0", "embedding_encoder.0", "encoder_conv1"),
+            Row(NORM, "c/4", "of_embedding/norm", "embedding_encoder.1", "encoder_norm"),
+            Row(CONV_TRANSPOSE, "c/4 c/8 2 2", "of_embedding/conv_1", "embedding_encoder.3", "encoder_conv2"),
+            Row(CONV_TRANSPOSE, "e c 2 2", "of_early/conv_0", "compress_vit_feat.0", "compress_vit_conv1"),
+            Row(NORM, "c", "of_early/norm", "compress_vit_feat.1", "compress_vit_norm"),
+            Row(CONV_TRANSPOSE, "c c/8 2 2", "of_early/conv_1", "compress_vit_feat.3", "compress_vit_conv2"),
+        ),
     ),
 )
 
@@ -175,6 +258,7 @@ def sizes(config: SamConfig) -> dict[str, int]:
         # A head of one layer has no hidden width: its input is the token.
         "i": config.iou_head_width if config.iou_head_depth > 1 else config.width,
         "m": config.num_masks,
+        **({"e": config.early_width} if config.early_width else {}),
     }
 
 
@@ -214,7 +298,8 @@ class Slot:
 @functools.lru_cache(maxsize=8)
 def slots(config: Any, naming: Naming, table: Table = DECODER) -> tuple[Slot, ...]:
     """Return one slot for every tensor that a network of this configuration has, each exactly once."""
-    return tuple(slot for row in table.rows for slot in _expand(row, config, naming, table))
+    rows = (row for row in table.rows if row.when(config, naming))
+    return tuple(slot for row in rows for slot in _expand(row, config, naming, table))
 
 
 def torch_shapes(config: Any, naming: Naming = "meta", table: Table = DECODER) -> dict[str, Shape]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sam_jax.config import SamConfig
-from sam_jax.convert.tables.families import FAMILIES, NOT_YET, Family
+from sam_jax.convert.tables.families import FAMILIES, Family
 from sam_jax.convert.tables.rules import Naming, Shape, measure, slots
 from sam_jax.encoders.config import EncoderConfig, config_from_dict, config_to_dict
 from sam_jax.errors import CheckpointError, describe
@@ -20,7 +20,8 @@ OWN = "sam_jax"
 _MOST = 1024
 """More layers or masks than any decoder has. A hostile file must not get to ask for a table that fills the memory."""
 
-_LATER_MODEL_TYPES = ("sam_hq", "sam2", "sam3", "edgetam")
+_MODEL_TYPES = ("sam", "sam_hq", "sam2", "sam2_video", "sam3_tracker", "sam3_tracker_video", "edgetam", "edgetam_video")
+"""Hugging Face's models whose decoder can be converted, as `config.json` calls them."""
 
 _HF_DECODER = {
     "hidden_size": "width",
@@ -52,10 +53,12 @@ def config_from_shapes(shapes: Mapping[str, Shape], naming: Naming, family: Fami
     iou_layers = _count(shapes, "mask_decoder.iou_prediction_head.layers.") + (2 if naming == "hf" else 0)
     # More than usual is another architecture, but less is a loss: no other tensor tells of the last layers.
     depths = {"depth": max(blocks, usual.depth), "iou_head_depth": max(iou_layers, usual.iou_head_depth)}
-    found = measure(shapes, slots(_config(**depths), naming))
+    parts = _parts(shapes, family)
+    found = measure(shapes, slots(_config(**depths, **parts | {"early_width": int(parts["hq"])}), naming))
     width = found.get("c", usual.width)
     return _config(
         **depths,
+        **parts,
         **frame(family, text),
         heads=family.heads,
         width=width,
@@ -65,6 +68,36 @@ def config_from_shapes(shapes: Mapping[str, Shape], naming: Naming, family: Fami
         mask_channels=found.get("k", usual.mask_channels),
         iou_head_width=found.get("i", usual.iou_head_width),
     )
+
+
+_EARLY = ("mask_decoder.compress_vit_feat.0.weight", "mask_decoder.compress_vit_conv1.weight")
+
+
+def _parts(shapes: Mapping[str, Shape], family: Family) -> dict[str, Any]:
+    """Return which parts a decoder has beside SAM's, as some tensor of each tells."""
+
+    def has(*modules: str) -> bool:
+        return any(name.startswith(tuple(f"mask_decoder.{module}." for module in modules)) for name in shapes)
+
+    object_score = has("obj_score_token", "pred_obj_score_head")
+    early = [shapes[name] for name in _EARLY if name in shapes]
+    return {
+        "hq": has("hf_token", "hq_token", "hf_mlp", "hq_mask_mlp"),
+        "early_width": early[0][0] if early and early[0] else 0,
+        "high_resolution": has("conv_s0", "conv_s1"),
+        **_of_sam2(object_score, linear_iou=family.linear_iou),
+    }
+
+
+def _of_sam2(object_score: bool, linear_iou: bool = False) -> dict[str, Any]:
+    """Return the settings that go with an object score: its decoders are used in SAM 2's way."""
+    return {
+        "object_score": object_score,
+        "iou_sigmoid": object_score and not linear_iou,
+        "pad_boxes": object_score,
+        "dynamic_multimask": object_score,
+        "postprocessing": "sam2" if object_score else "sam",
+    }
 
 
 def frame(family: Family, text: str) -> dict[str, Any]:
@@ -82,26 +115,45 @@ def config_from_hf(settings: Mapping[str, Any]) -> SamConfig:
     """Return the settings that a Hugging Face `config.json` describes.
 
     Raises:
-      CheckpointError: if it is not of a `SamModel`, or of one that computes something else.
+      CheckpointError: if it is not of a model with SAM's decoder, or of one that computes something else.
     """
     kind = settings.get("model_type")
-    if kind != "sam":
-        later = isinstance(kind, str) and kind.startswith(_LATER_MODEL_TYPES)
-        raise CheckpointError(f"config.json has model_type {describe(kind)}. {NOT_YET if later else 'sam is wanted.'}")
+    if kind not in _MODEL_TYPES:
+        raise CheckpointError(
+            f"config.json has model_type {describe(kind)}. One of {', '.join(_MODEL_TYPES)} is wanted."
+        )
+    sam2 = kind not in ("sam", "sam_hq")
     prompt, decoder, vision = (
         section_of(settings, name) for name in ("prompt_encoder_config", "mask_decoder_config", "vision_config")
     )
     demand(prompt, hidden_act="gelu", layer_norm_eps=1e-6, num_point_embeddings=4)
-    demand(decoder, hidden_act="relu")
-    grid = positive(prompt, "image_size", 1024) // positive(prompt, "patch_size", 16)
-    if grid != (seen := positive(vision, "image_size", 1024) // positive(vision, "patch_size", 16)):
-        raise CheckpointError(f"config.json's prompt encoder has a grid of {grid}, its vision encoder one of {seen}.")
+    demand(decoder, hidden_act="gelu" if sam2 else "relu")
+    size, patch = (1008, 14) if kind.startswith("sam3") else (1024, 16)
+    size, patch = positive(prompt, "image_size", size), positive(prompt, "patch_size", patch)
+    parts: dict[str, Any] = {}
+    if sam2:
+        demand(
+            decoder,
+            dynamic_multimask_via_stability=True,
+            dynamic_multimask_stability_delta=0.05,
+            dynamic_multimask_stability_thresh=0.98,
+        )
+        parts = _of_sam2(True) | {"high_resolution": True}
+    else:
+        seen = positive(vision, "image_size", 1024) // positive(vision, "patch_size", 16)
+        if size // patch != seen:
+            raise CheckpointError(
+                f"config.json's prompt encoder has a grid of {size // patch}, its vision encoder one of {seen}."
+            )
+    if kind == "sam_hq":
+        parts = {"hq": True, "early_width": positive(decoder, "vit_dim", 768)}
     return _config(
-        image_size=(positive(prompt, "image_size", 1024),) * 2,
-        grid_size=(grid, grid),
+        image_size=(size, size),
+        grid_size=(size // patch, size // patch),
         mask_channels=positive(prompt, "mask_input_channels", 16),
-        block_norm_eps=decoder.get("layer_norm_eps", 1e-6),
+        block_norm_eps=1e-5 if sam2 else decoder.get("layer_norm_eps", 1e-6),
         final_norm_eps=1e-5,
+        **parts,
         **{field: decoder[key] for key, field in _HF_DECODER.items() if key in decoder},
     )
 

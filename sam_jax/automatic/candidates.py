@@ -18,6 +18,7 @@ from sam_jax.batch.decode import Images, decode_batch, default_chunk
 from sam_jax.batch.select import select_masks
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.fast.low_rank import ImageState, prepare_image
+from sam_jax.images.resize import mask_sizes
 from sam_jax.prompts import AnyArray, Prompts
 
 MASKS = 3
@@ -194,9 +195,8 @@ def filtered_masks(
     offset = thresholds.stability_score_offset
 
     def count(index: Int[Array, " k"]) -> Any:
-        sizes: Any = {"input_size": tuple(place.input_size), "original_size": place.size}
-        several = jnp.take(logits, index, 0, mode="clip")
-        return count_pixels(several, image_size=model.config.image_size, offset=offset, **sizes)
+        sizes: Any = mask_sizes(model.config, tuple(place.input_size)) | {"original_size": place.size}
+        return count_pixels(jnp.take(logits, index, 0, mode="clip"), offset=offset, **sizes)
 
     counted = map_first(count, order, wanted.sum(), together())
     counted = jax.tree.map(lambda x: jnp.zeros_like(x).at[order].set(x, mode="drop"), counted)

@@ -26,7 +26,7 @@ from sam_jax.decoder.model import Sam, Variables
 from sam_jax.fast.low_rank import ImageState
 from sam_jax.images.full_size import binary_masks
 from sam_jax.images.pixels import EncodedImage
-from sam_jax.images.resize import Size
+from sam_jax.images.resize import Size, mask_sizes
 from sam_jax.images.run_lengths import coco_run_lengths, run_lengths
 from sam_jax.prompts import Ragged
 
@@ -199,7 +199,7 @@ def _pixels_of(
     points = (found.points[index] * scale).astype(np.float32)
     arguments = state, points, found.masks[index], np.int32(len(masks))
     logits = np.asarray(_decode_again(model, variables, *arguments))[: len(masks)]
-    sizes: Any = {"input_size": encoded.input_size, "original_size": crop.size, "image_size": model.config.image_size}
+    sizes: Any = mask_sizes(model.config, encoded.input_size) | {"original_size": crop.size}
     for start in range(0, len(masks), FULL_SIZE):
         for mask in np.asarray(binary_masks(logits[start : start + FULL_SIZE], **sizes)):
             if crop.size == size:

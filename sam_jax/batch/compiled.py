@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 
 from sam_jax.batch.decode import Images, Sizes, decode_batch, default_chunk, embeddings_of, pad_inputs
 from sam_jax.batch.predict import check_inputs
+from sam_jax.decoder.features import example_features
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.errors import describe
 from sam_jax.fast.low_rank import ImageState, prepare_image
@@ -97,7 +99,10 @@ def compile(
     programs = {}
     for *batch, tokens in itertools.product(*counts, sizes.prompt_sets, sizes.tokens):
         for with_masks in (False, True) if masks else (False,):
-            image = jax.ShapeDtypeStruct((*batch[:-1], *config.grid_size, config.width), jnp.float32)
+            image: Any = jax.tree.map(
+                lambda x, batch=batch: jax.ShapeDtypeStruct((*batch[:-1], *x.shape), x.dtype),
+                jax.eval_shape(functools.partial(example_features, config)),
+            )
             if prepared:
                 prepare = functools.partial(prepare_image, model)
                 image = jax.eval_shape(jax.vmap(prepare, (None, 0)) if images else prepare, shapes, image)

@@ -12,14 +12,16 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from sam_jax.batch.select import best_alone
+from sam_jax.decoder.features import ImageFeatures
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.errors import describe
 from sam_jax.fast.absorbed import decode_absorbed
+from sam_jax.fast.image_form import head_maps
 from sam_jax.fast.low_rank import ImageState, decode_low_rank, prepare_image
 from sam_jax.prompts import AnyArray, Prompts
 
-Images = Float[AnyArray, "... h w c"] | ImageState
-"""Image embeddings, or what `prepare_image` made of them."""
+Images = Float[AnyArray, "... h w c"] | ImageFeatures | ImageState
+"""Image embeddings, all maps of images where a family has several, or what `prepare_image` made of either."""
 
 Path = Literal["auto", "plain", "absorbed", "low_rank"]
 """How to decode: the Flax modules as they are, or one of the two forms that need fewer operations for the same sum."""
@@ -106,9 +108,10 @@ def decode_batch(
             state = image if prepared else prepare_image(model, variables, image)
             decode: Any = functools.partial(decode_low_rank, model, variables, state)
         elif path == "absorbed":
-            decode = functools.partial(decode_absorbed, model, variables, jnp.asarray(embeddings_of(image)))
+            head = image.head if prepared else head_maps(model, variables, image)
+            decode = functools.partial(decode_absorbed, model, variables, jnp.asarray(embeddings_of(image)), head)
         else:
-            decode = jax.vmap(functools.partial(model.apply, variables, jnp.asarray(embeddings_of(image))))
+            decode = jax.vmap(functools.partial(model.apply, variables, jax.tree.map(jnp.asarray, image)))
         return map_groups(lambda group: best_alone(decode(group), group) if best else decode(group), prompts, chunk)
 
     if embeddings_of(images).ndim == 3:
@@ -135,7 +138,7 @@ def choose_path(tokens: int, prompt_sets: int, has_masks: bool, prepared: bool) 
 
 def embeddings_of(images: Images) -> Float[AnyArray, "... h w c"]:
     """Return the embeddings, prepared or not."""
-    return images.embedding if isinstance(images, ImageState) else images
+    return images.embedding if isinstance(images, (ImageState, ImageFeatures)) else images
 
 
 def map_groups(function: Callable[[Any], Any], inputs: Any, size: int) -> Any:

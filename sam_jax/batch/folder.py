@@ -8,6 +8,7 @@ A result is `NAME.npz` with `iou` [prompt set, mask] and `logits` [prompt set, m
 where binary masks are asked for, `masks` of the same shape instead of `logits`.
 """
 
+import functools
 import json
 import zipfile
 import zlib
@@ -32,6 +33,7 @@ from sam_jax.config import SamConfig
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.errors import describe
 from sam_jax.prompts import Prompts
+from sam_jax.walk import read_ahead, share_of_process
 
 ARGUMENTS = ("points", "labels", "boxes", "masks")
 AT_ONCE = 64
@@ -79,8 +81,7 @@ def predict_folder(
     """
     source, target = _check_folders(Path(source), Path(target))
     mesh = _check_mesh(mesh or make_mesh(jax.local_device_count(), jax.local_devices()))
-    # Shares come before the results are looked at: processes look at different times, and have to agree without a word.
-    share = sorted(source.glob("*.npz"))[jax.process_index() :: jax.process_count()]
+    share = share_of_process(sorted(source.glob("*.npz")))
     remove_leftovers(target, {path.name for path in share})
     todo = [path for path in share if not (target / path.name).exists()]
     variables, problems, written = replicate(variables, mesh), [], []
@@ -157,11 +158,9 @@ def _batches(
 ) -> Iterator[list[Image]]:
     """Images that one program can decode together, as they are read. Files that cannot be are told in `problems`."""
     groups = defaultdict(list)
-    for path in paths:
-        try:
-            image = read_image(path, config)
-        except ValueError as error:
-            problems.append(str(error))
+    for _, image in read_ahead(paths, functools.partial(read_image, config=config)):
+        if isinstance(image, ValueError):
+            problems.append(str(image))
             continue
         prompt_sets, tokens = image.prompts.labels.shape
         prompt_sets = round_up(prompt_sets, sizes.prompt_sets)

@@ -19,8 +19,10 @@ from sam_jax.batch.decode import (
 )
 from sam_jax.batch.sharding import decode_on, fit_sizes
 from sam_jax.config import SamConfig
+from sam_jax.decoder.features import check_maps, map_shapes, maps_of
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.errors import describe
+from sam_jax.fast.low_rank import ImageState
 from sam_jax.prompts import EMPTY, Prompts
 
 
@@ -60,7 +62,7 @@ def predict_masks(
       ValueError: for inputs whose shapes do not fit the model or each other, or coordinates outside the input frame.
     """
     check_inputs(model.config, embeddings, prompts)
-    check_path(path, prompts)
+    check_path(path, embeddings, prompts)
     if chunk is None:
         chunk = default_chunk()
     elif chunk < 1:
@@ -80,16 +82,11 @@ def predict_masks(
 
 def check_inputs(config: SamConfig, images: Images, prompts: Prompts) -> None:
     """Raise a ValueError where the inputs of `predict_masks` do not fit the model or each other."""
-    wanted = (*config.grid_size, config.width)
     embeddings = embeddings_of(images)
-    shape = getattr(embeddings, "shape", ())
-    if len(shape) not in (3, 4) or shape[-3:] != wanted:
-        hint = ""
-        if shape[-3:] == (config.width, *config.grid_size):
-            hint = " It is channels first, as in PyTorch: jnp.moveaxis(embeddings, -3, -1) makes it fit."
-        raise ValueError(
-            f"embeddings must be {list(wanted)} (h, w, c) or [image, h, w, c], got {describe(embeddings)}.{hint}"
-        )
+    if isinstance(images, ImageState):
+        check_maps({"embedding": embeddings}, {"embedding": (*config.grid_size, config.width)})
+    else:
+        check_maps(maps_of(images), map_shapes(config))
     if not isinstance(prompts, Prompts):
         raise ValueError(f"prompts must come from sam_jax.Prompts.build, got {describe(prompts)}.")
     batch = prompts.valid.shape
@@ -111,14 +108,16 @@ def check_inputs(config: SamConfig, images: Images, prompts: Prompts) -> None:
         _check_frame(config.image_size, np.asarray(prompts.coordinates), np.asarray(prompts.labels) != EMPTY)
 
 
-def check_path(path: Path, prompts: Prompts) -> None:
-    """Raise a ValueError for a path that is none, or that cannot decode these prompts."""
+def check_path(path: Path, images: Images, prompts: Prompts) -> None:
+    """Raise a ValueError for a path that is none, or that cannot decode these images and prompts."""
     if path not in get_args(Path):
         raise ValueError(f"path must be one of {', '.join(get_args(Path))}, got {describe(path)}.")
     if path == "low_rank" and prompts.masks is not None:
         raise ValueError(
             'path="low_rank" decodes prompts without masks; "auto" takes another path where there are some.'
         )
+    if path == "plain" and isinstance(images, ImageState):
+        raise ValueError('path="plain" takes the image encoder\'s output, not what prepare_image made of it.')
 
 
 def _check_frame(

@@ -4,6 +4,8 @@ The official code is `segment_anything/utils/amg.py` and `utils/onnx.py`.
 """
 
 import dataclasses
+from types import ModuleType
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,30 +13,70 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sam_jax.decoder.model import MaskPrediction
+from sam_jax.errors import describe
 from sam_jax.prompts import BACKGROUND, EMPTY, AnyArray, Prompts
+
+Hq = Literal["add", "only", "none"]
+"""What becomes of SAM-HQ's mask: it is added to a mask of the others, stands alone, or is left out."""
 
 
 def select_masks(
-    prediction: MaskPrediction, multimask: bool = True
+    prediction: MaskPrediction, multimask: bool = True, *, hq: Hq = "add"
 ) -> tuple[Float[AnyArray, "*batch k my mx"], Float[AnyArray, "*batch k"]]:
-    """Return logits and scores of the multimask outputs (masks 1, 2, 3), or of mask 0 alone.
+    """Return logits and scores of the multimask outputs (masks 1, 2, 3), or of the mask for a clear prompt alone.
+
+    The mask for a clear prompt is mask 0; in SAM 2 it is the best multimask output where mask 0 is not stable. SAM-HQ
+    returns one mask in any case: its own, added to the best multimask output or to mask 0, with that one's score
+    (`MaskDecoderHQ.forward` in `segment_anything_hq/modeling/mask_decoder_hq.py`).
 
     Args:
       prediction: what `predict_masks` returned.
       multimask: True for one ambiguous prompt such as a click, False for several prompts or a box.
+      hq: what becomes of SAM-HQ's mask; of other models' predictions, nothing.
+
+    Raises:
+      ValueError: if `hq` is none of these.
     """
-    chosen = slice(1, None) if multimask else slice(0, 1)
-    return prediction.logits[..., chosen, :, :], prediction.iou[..., chosen]
+    if hq not in get_args(Hq):
+        raise ValueError(f"hq must be one of {', '.join(get_args(Hq))}, got {describe(hq)}.")
+    of_hq = None if hq == "none" else prediction.hq
+    if multimask and of_hq is None:
+        return prediction.logits[..., 1:, :, :], prediction.iou[..., 1:]
+    if of_hq is None and prediction.single is None:
+        return prediction.logits[..., :1, :, :], prediction.iou[..., :1]
+    index = _best_of_several(prediction) if multimask else _single(prediction)
+    logits, iou = take_masks(prediction, index)
+    if of_hq is not None:
+        logits = of_hq if hq == "only" else logits + of_hq
+    return logits[..., None, :, :], iou[..., None]
+
+
+def _best_of_several(prediction: MaskPrediction) -> Int[AnyArray, "*batch"]:
+    """The index of the best-scored multimask output; of equal ones the first."""
+    xp = _numpy_of(prediction)
+    return xp.asarray(1 + prediction.iou[..., 1:].argmax(-1), np.int32)
+
+
+def _single(prediction: MaskPrediction) -> Int[AnyArray, "*batch"]:
+    """The index of the mask for a clear prompt."""
+    if prediction.single is not None:
+        return _numpy_of(prediction).asarray(prediction.single)
+    return _numpy_of(prediction).zeros(prediction.iou.shape[:-1], np.int32)
+
+
+def _numpy_of(prediction: MaskPrediction) -> ModuleType:
+    """NumPy for a prediction on the host: on the device, each step would be a program to compile."""
+    return np if isinstance(prediction.iou, np.ndarray) else jnp
 
 
 def best_masks(
     prediction: MaskPrediction, prompts: Prompts
 ) -> tuple[Float[Array, "*batch my mx"], Float[Array, "*batch"]]:
-    """Return one mask and its score for each prompt set: the best-scored multimask output, or mask 0 where the prompt
-    is clear.
+    """Return one mask and its score for each prompt set: the best-scored multimask output, or where the prompt is clear
+    the mask for that.
 
-    A prompt is clear from three clicks and box corners on (`SamOnnxModel.select_masks`). Empty slots and "not a point"
-    tokens are not counted, so the choice does not depend on padding.
+    SAM-HQ's mask is added to it. A prompt is clear from three clicks and box corners on (`SamOnnxModel.select_masks`).
+    Empty slots and "not a point" tokens are not counted, so the choice does not depend on padding.
 
     Args:
       prediction: what `predict_masks` or a compiled decoder returned, padding included.
@@ -45,14 +87,14 @@ def best_masks(
     """
     labels = _padded_to(prompts.labels, prediction.iou.shape[:-1])
     clear = (labels >= BACKGROUND).sum(-1) >= 3
-    index = jnp.where(clear, 0, 1 + jnp.argmax(prediction.iou[..., 1:], axis=-1))
-    return take_masks(prediction, index)
+    logits, iou = take_masks(prediction, jnp.where(clear, _single(prediction), _best_of_several(prediction)))
+    return logits if prediction.hq is None else logits + prediction.hq, iou
 
 
 def best_alone(prediction: MaskPrediction, prompts: Prompts) -> MaskPrediction:
     """Return a prediction of one mask for each prompt set: that of `best_masks`."""
     logits, iou = best_masks(prediction, prompts)
-    return dataclasses.replace(prediction, logits=logits[..., None, :, :], iou=iou[..., None])
+    return dataclasses.replace(prediction, logits=logits[..., None, :, :], iou=iou[..., None], hq=None, single=None)
 
 
 def _padded_to(labels: Int[AnyArray, "*b n"], batch: tuple[int, ...]) -> Int[AnyArray, "*batch n"]:
@@ -71,11 +113,12 @@ def _padded_to(labels: Int[AnyArray, "*b n"], batch: tuple[int, ...]) -> Int[Any
 
 
 def take_masks(
-    prediction: MaskPrediction, index: Int[Array, "*batch"]
-) -> tuple[Float[Array, "*batch my mx"], Float[Array, "*batch"]]:
+    prediction: MaskPrediction, index: Int[AnyArray, "*batch"]
+) -> tuple[Float[AnyArray, "*batch my mx"], Float[AnyArray, "*batch"]]:
     """Return the mask and the score with the given index (0 to m - 1) of each prompt set."""
-    logits = jnp.take_along_axis(prediction.logits, index[..., None, None, None], axis=-3)
-    return logits[..., 0, :, :], jnp.take_along_axis(prediction.iou, index[..., None], axis=-1)[..., 0]
+    xp = np if isinstance(index, np.ndarray) and isinstance(prediction.iou, np.ndarray) else jnp
+    logits = xp.take_along_axis(prediction.logits, index[..., None, None, None], axis=-3)
+    return logits[..., 0, :, :], xp.take_along_axis(prediction.iou, index[..., None], axis=-1)[..., 0]
 
 
 def stability_score(

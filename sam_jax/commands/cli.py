@@ -37,7 +37,8 @@ def convert(
 
     Args:
       source: a .pth, .pt or .safetensors file, a Hugging Face folder, a folder that this command made, or the name of a
-        published checkpoint: sam_vit_b, sam_vit_l, sam_vit_h, mobile_sam.
+        published checkpoint such as sam_vit_b (a wrong name lists them all), or a repository of the Hugging Face Hub,
+        owner/name or owner/name@revision. What is not there is downloaded once.
       out: what to write: a .safetensors or (with PyTorch installed) .pth file, else a folder that sam_jax.load reads.
       naming: whose names the tensors of a file get, Meta's or Hugging Face's.
       family: whose settings to use, where the source does not tell; a wrong name lists them all.
@@ -63,23 +64,25 @@ def convert(
             overwrite=overwrite,
         )
     origin = asdict(done.provenance)
+    if not done.provenance.commit:
+        del origin["commit"]  # most checkpoints are from no repository
     notes = [("note", note) for note in done.notes]
     _print_rows([("wrote", str(out)), *((name, text or "unknown") for name, text in origin.items()), *notes])
 
 
-def inspect(file: Annotated[Path, tyro.conf.Positional], family: Family = None, prefix: Prefix = None) -> None:
+def inspect(checkpoint: Annotated[str, tyro.conf.Positional], family: Family = None, prefix: Prefix = None) -> None:
     """Say what a checkpoint is, without reading its numbers.
 
     The exit code is 1 if it cannot be converted.
 
     Args:
-      file: a file or folder, as `sam-jax convert` takes.
-      family: whose settings to use, where the file does not tell.
+      checkpoint: as `sam-jax convert` takes.
+      family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
     """
     from sam_jax.commands.inspect import inspect
 
-    found = inspect(file, family=family, prefix=prefix)
+    found = inspect(checkpoint, family=family, prefix=prefix)
     _print_rows(found.rows)
     if found.problem:
         raise CheckpointError(found.problem)

@@ -14,6 +14,7 @@ from sam_jax.files.embeddings import EmbeddingStore, StoredDType, digest_of
 from sam_jax.images.image_files import image_files
 from sam_jax.images.pixels import EncodedImage, encode_image
 from sam_jax.images.read import read_image
+from sam_jax.walk import read_ahead
 
 
 def run(
@@ -49,7 +50,7 @@ def run(
         encoder, variables = load_encoder(checkpoint, family=family, prefix=prefix)
         made = encoder.config
         provenance = provenance_of(checkpoint, family, prefix)
-        store = EmbeddingStore.create(out, (*made.grid_size, made.out_width), made.image_size, dtype, provenance)
+        store = EmbeddingStore.create(out, (*made.grid_size, made.out_width), made.prompt_frame, dtype, provenance)
     todo = [file for file in files if not store.written_after(file.name, file)]
     store.remove_leftovers([file.name for file in todo])
     problems: list[str] = []
@@ -71,9 +72,10 @@ def _encode(
     encoder: Encoder, variables: Variables, files: Sequence[Path], problems: list[str]
 ) -> Iterator[tuple[str, EncodedImage, str]]:
     """Images as they are handed to the device. Files that cannot be read are told in `problems`."""
-    for file in files:
+    for file, pixels in read_ahead(files, read_image):
         try:
-            pixels = read_image(file)
+            if isinstance(pixels, ValueError):
+                raise pixels
             yield file.name, encode_image(encoder, variables, pixels), digest_of(pixels)
         except ValueError as error:
             problems.append(str(error))

@@ -3,17 +3,19 @@
 import collections
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sam_jax.config import SamConfig
+from sam_jax.convert.download import Source, locate
 from sam_jax.convert.encoders import identify_encoder
 from sam_jax.convert.reader import open_checkpoint
 from sam_jax.convert.reading.stored_tensor import Checkpoint
 from sam_jax.convert.state_dict import identify, mixed_leaves, notes_on
 from sam_jax.convert.tables.gaps import Described
 from sam_jax.convert.tables.rules import DECODER
-from sam_jax.encoders.config import EncoderConfig
+from sam_jax.encoders.config import EncoderConfig, title_of
 from sam_jax.errors import CheckpointError
 from sam_jax.files.manifest import ENCODER, Manifest, is_saved
 
@@ -34,18 +36,21 @@ class Inspection:
     problem: str | None = None
 
 
-def inspect(path: Path, *, family: str | None = None, prefix: str | None = None) -> Inspection:
-    """Look at a PyTorch or safetensors file, a Hugging Face folder, or a folder that `sam_jax.save` made.
+def inspect(checkpoint: str | os.PathLike[str], *, family: str | None = None, prefix: str | None = None) -> Inspection:
+    """Look at a checkpoint.
 
     Args:
-      path: the file or folder.
+      checkpoint: what `sam_jax.load` takes.
       family: as in `sam_jax.load`; a folder has its own.
       prefix: likewise.
 
     Raises:
-      CheckpointError: if it cannot be opened at all.
+      CheckpointError: if it is not there, or cannot be opened at all.
     """
-    return _inspect_saved(path) if is_saved(path) else _inspect_torch(path, {"family": family, "prefix": prefix})
+    source = locate(checkpoint)
+    if is_saved(source.path):
+        return _inspect_saved(source.path)
+    return _inspect_torch(source, {"family": family, "prefix": prefix})
 
 
 def _inspect_saved(folder: Path) -> Inspection:
@@ -63,9 +68,10 @@ def _inspect_saved(folder: Path) -> Inspection:
     return Inspection(tuple(rows))
 
 
-def _inspect_torch(path: Path, choice: dict[str, str | None]) -> Inspection:
-    checkpoint = open_checkpoint(path)
-    rows = [("container", checkpoint.container), ("tensors", _summary(checkpoint.tensors.values()))]
+def _inspect_torch(source: Source, choice: dict[str, str | None]) -> Inspection:
+    checkpoint = open_checkpoint(source.path)
+    rows = [("source", source.name), ("commit", source.commit)] if source.commit else []
+    rows += [("container", checkpoint.container), ("tensors", _summary(checkpoint.tensors.values()))]
     rows += [("note", note) for note in checkpoint.notes]
     try:
         found = identify(checkpoint.tensors, settings=checkpoint.settings, **choice)
@@ -104,7 +110,7 @@ def _encoder(config: EncoderConfig | None, tensors: Iterable[Described]) -> str:
     if config is None:
         return "none"
     height, width = config.image_size
-    return f"{type(config).__name__.removesuffix('Config')} of {height} x {width} pixels, {_summary(tensors)}"
+    return f"{title_of(config)} of {height} x {width} pixels, {_summary(tensors)}"
 
 
 def _settings(config: SamConfig) -> Iterator[Row]:

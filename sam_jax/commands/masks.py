@@ -24,6 +24,7 @@ from sam_jax.images.outlines import mask_polygons
 from sam_jax.images.read import read_image
 from sam_jax.images.run_lengths import decoded
 from sam_jax.predictor import Predictor
+from sam_jax.walk import read_ahead, share_of_process
 
 Kind = Literal["coco", "polygons", "labels", "picture", "packed"]
 """What is written of an image: COCO's JSON with run lengths, or with polygons; a picture of numbers, one for each mask;
@@ -71,7 +72,7 @@ def run(
         raise ValueError(f"Several of the images would be written to {', '.join(twice) or out}: give them other names.")
     made = {"kind": kind, "checkpoint": provenance_of(checkpoint, family, prefix).sha256}
     _keep_settings(out, made | dataclasses.asdict(settings))
-    share = files[jax.process_index() :: jax.process_count()]
+    share = share_of_process(files)
     remove_leftovers(out, {targets[file].name for file in share})
     todo = [file for file in share if not _is_done(file, targets[file])]
     problems: list[str] = []
@@ -82,11 +83,9 @@ def run(
         settings = dataclasses.replace(settings, output_mode="coco_rle")  # of bools, large images would fill memory
         with _progress(console) as progress:
             task = progress.add_task("Finding masks", total=len(todo), rate="")
-            for file in todo:
-                try:
-                    pixels = read_image(file)
-                except ValueError as error:
-                    problems.append(str(error))
+            for file, pixels in read_ahead(todo, read_image):
+                if isinstance(pixels, ValueError):
+                    problems.append(str(pixels))
                 else:
                     records = predictor.generate(pixels, **vars(settings))
                     masks += len(records)

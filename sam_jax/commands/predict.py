@@ -22,6 +22,7 @@ from sam_jax.images.image_files import image_files, read_mask
 from sam_jax.images.pixels import EncodedImage, Prediction, check_fit, encode_image, predict_image
 from sam_jax.images.read import read_image
 from sam_jax.prompts import Prompts, Ragged
+from sam_jax.walk import read_ahead
 
 Encode = Callable[[Path, UInt8[np.ndarray, "_height _width 3"]], EncodedImage]
 """An image file and its pixels to its embedding."""
@@ -84,9 +85,10 @@ def run(
         else:
             encode = encode_with(model.config, *load_encoder(checkpoint, family=family, prefix=prefix))
     encoding, decoding, problems, coco = [], [], [], CocoAnnotations()
-    for file in track(files, "Predicting", console=console):
+    for file, pixels in track(read_ahead(files, read_image), "Predicting", total=len(files), console=console):
         try:
-            pixels = read_image(file)
+            if isinstance(pixels, ValueError):
+                raise pixels
             with timed(encoding):
                 image = jax.block_until_ready(encode(file, pixels))
             with timed(decoding):

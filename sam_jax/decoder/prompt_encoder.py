@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sam_jax.config import SamConfig
 from sam_jax.decoder.layers import CONV_NORM_EPS, PatchConv, gelu, layer_norm
 from sam_jax.decoder.positional import fourier_features, grid_features
-from sam_jax.prompts import NOT_A_POINT, AnyArray
+from sam_jax.prompts import BOX_TOP_LEFT, EMPTY, NOT_A_POINT, AnyArray, Prompts
 
 
 class MaskDownscaling(nn.Module):
@@ -53,6 +53,18 @@ class PromptEncoder(nn.Module):
         self.gaussian_matrix = self.variable(
             "constants", "gaussian_matrix", lambda: normal(self.make_rng("params"), (2, width // 2), jnp.float32)
         )
+
+    def tokens(self, prompts: Prompts) -> tuple[Float[Array, "n c"], Bool[Array, " n"]]:
+        """Return the embeddings of a prompt set's tokens, and False for those that are empty slots.
+
+        Where the decoder has the "not a point" token after boxes, too, there is one more slot.
+        """
+        coordinates, labels = jnp.asarray(prompts.coordinates), jnp.asarray(prompts.labels)
+        if self.config.pad_boxes:
+            is_box = (labels >= BOX_TOP_LEFT).any()  # clicks alone have the token already
+            labels = jnp.append(labels, jnp.where(is_box, NOT_A_POINT, EMPTY).astype(labels.dtype))
+            coordinates = jnp.pad(coordinates, ((0, 1), (0, 0)))
+        return self.sparse(coordinates, labels), labels != EMPTY
 
     def sparse(self, coordinates: Float[AnyArray, "n 2"], labels: Int[AnyArray, " n"]) -> Float[Array, "n c"]:
         """Return the embeddings of tokens.

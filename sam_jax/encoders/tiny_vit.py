@@ -1,82 +1,25 @@
 """MobileSAM's image encoder: TinyViT, behind the same interface as SAM's (`mobile_sam/modeling/tiny_vit_sam.py`)."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float, Int
 
+from sam_jax.decoder.features import Features, ImageFeatures
 from sam_jax.decoder.layers import gelu, layer_norm
 from sam_jax.encoders.config import TINY_VIT, TinyViTConfig
+from sam_jax.encoders.convolution import ConvNorm
 from sam_jax.encoders.frame import check_frame
 from sam_jax.encoders.vit import GeluMlp, Neck, merge_windows, split_windows
 
 NORM_EPS = 1e-5
-"""Epsilon of the batch norms, and of the norms of tokens."""
-
-NHWC = ("NHWC", "HWIO", "NHWC")
+"""Epsilon of the norms of tokens; that of the batch norms is the same."""
 
 
 def offset_index(size: int) -> Int[np.ndarray, "{size*size} {size*size}"]:
     """Return the number of the offset between each two tokens of a window: `size` * rows apart + columns apart."""
     rows, columns = np.divmod(np.arange(size * size), size)
     return size * np.abs(rows[:, None] - rows) + np.abs(columns[:, None] - columns)
-
-
-def depthwise(
-    x: Float[Array, "h w c"], kernel: Float[Array, "k k 1 c"], stride: int
-) -> Float[Array, "(h+{stride}-1)//{stride} (w+{stride}-1)//{stride} c"]:
-    """Convolve each channel with its own kernel, zeros around the map.
-
-    A sum of shifted maps, which XLA fuses into one loop: on a CPU its grouped convolution takes eight times as long.
-    """
-    (h, w, _), side = x.shape, kernel.shape[0]
-    x = jnp.pad(x, ((side // 2, side // 2), (side // 2, side // 2), (0, 0)))
-    shifted = (x[i : i + h : stride, j : j + w : stride] * kernel[i, j][None] for i in range(side) for j in range(side))
-    return functools.reduce(jnp.add, shifted)
-
-
-class ConvNorm(nn.Module):
-    """A convolution without bias and a batch norm with stored statistics, done as one convolution.
-
-    The statistics are in the collection `constants`: they are measured, not trained, so no optimizer may see them.
-
-    Attributes:
-      features: output channels.
-      dtype: compute dtype.
-      side: height and width of the kernel, whose centre is on the pixel.
-      stride: step in pixels.
-      depthwise: whether each channel has its own convolution.
-    """
-
-    features: int
-    dtype: jnp.dtype
-    side: int = 1
-    stride: int = 1
-    depthwise: bool = False
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "a b {self.features}"]:
-        """Return the normalised map."""
-        inputs = 1 if self.depthwise else x.shape[-1]
-        kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (self.side, self.side, inputs, self.features), jnp.float32
-        )
-        scale = self.param("scale", nn.initializers.ones, (self.features,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        mean = self.variable("constants", "mean", jnp.zeros, (self.features,), jnp.float32).value
-        variance = self.variable("constants", "variance", jnp.ones, (self.features,), jnp.float32).value
-        factor = scale * jax.lax.rsqrt(variance + NORM_EPS)
-        x, kernel, bias = promote_dtype(x, kernel * factor[None, None, None], bias - mean * factor, dtype=self.dtype)
-        bias = bias[None, None]
-        if self.depthwise:
-            return depthwise(x, kernel, self.stride) + bias
-        padding = [(self.side // 2, self.side // 2)] * 2
-        strides = (self.stride, self.stride)
-        return jax.lax.conv_general_dilated(x[None], kernel, strides, padding, dimension_numbers=NHWC)[0] + bias
 
 
 class ConvBlock(nn.Module):
@@ -218,8 +161,8 @@ class TinyViT(nn.Module):
         self.stage = [Stage(config, i) for i in range(4)]
         self.neck = Neck(config.out_width, dtype)
 
-    def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, "h w c"]:
-        """Return the image embedding.
+    def __call__(self, image: Float[Array, "height width 3"]) -> Features:
+        """Return the image embedding, with the early feature where the settings ask for it.
 
         Args:
           image: RGB, normalised, then padded with zeros at the bottom and the right to `config.image_size`.
@@ -227,7 +170,8 @@ class TinyViT(nn.Module):
         Raises:
           ValueError: for an image of another size.
         """
-        return self.encode_with_early_feature(image)[0]
+        embedding, early = self.encode_with_early_feature(image)
+        return ImageFeatures(embedding, early=early) if self.config.early_feature else embedding
 
     def encode_with_early_feature(
         self, image: Float[Array, "height width 3"]

@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
+from sam_jax.decoder.features import Features, ImageFeatures
 from sam_jax.decoder.layers import CONV_NORM_EPS, PatchConv, gelu, layer_norm
 from sam_jax.encoders.config import VIT_B, ViTConfig
 from sam_jax.encoders.frame import check_frame
@@ -185,7 +186,7 @@ class Block(nn.Module):
         """Return the tokens after the block."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         attention = WindowAttention(config.heads, self.window, dtype, name="attention")
-        mlp = GeluMlp(config.mlp_ratio * config.width, dtype, name="mlp")
+        mlp = GeluMlp(config.mlp_width, dtype, name="mlp")
         # Without barriers, XLA sums up the gradients of all later residuals once more in each block's backward pass.
         x = jax.lax.optimization_barrier(x) + attention(layer_norm(BLOCK_NORM_EPS, dtype, name="norm_1")(x))
         return jax.lax.optimization_barrier(x) + mlp(layer_norm(BLOCK_NORM_EPS, dtype, name="norm_2")(x))
@@ -231,8 +232,8 @@ class ImageEncoder(nn.Module):
         self.block = [Block(config, config.window(i)) for i in range(config.depth)]
         self.neck = Neck(config.out_width, dtype)
 
-    def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, "h w c"]:
-        """Return the image embedding.
+    def __call__(self, image: Float[Array, "height width 3"]) -> Features:
+        """Return the image embedding, with the early feature where the settings ask for it.
 
         Args:
           image: RGB, normalised, then padded with zeros at the bottom and the right to `config.image_size`.
@@ -240,7 +241,8 @@ class ImageEncoder(nn.Module):
         Raises:
           ValueError: for an image of another size.
         """
-        return self.encode_with_early_feature(image)[0]
+        embedding, early = self.encode_with_early_feature(image)
+        return ImageFeatures(embedding, early=early) if self.config.early_feature else embedding
 
     def encode_with_early_feature(
         self, image: Float[Array, "height width 3"]

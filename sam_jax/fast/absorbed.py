@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from sam_jax.decoder.model import MaskPrediction, Sam
 from sam_jax.fast.image_form import (
+    HeadMaps,
     Params,
     centred_kernel,
     channels_first,
@@ -128,13 +129,16 @@ def by_head(kernel: Float[Array, "c inner"], heads: int) -> Float[Array, "c head
     return kernel.reshape(len(kernel), heads, -1)
 
 
-def decode_absorbed(model: Sam, variables: Any, embedding: Float[Array, "h w c"], prompts: Prompts) -> MaskPrediction:
+def decode_absorbed(
+    model: Sam, variables: Any, embedding: Float[Array, "h w c"], head: HeadMaps, prompts: Prompts
+) -> MaskPrediction:
     """Return the masks of prompt sets on one image, with or without mask prompts: those of `Sam`, to rounding.
 
     Args:
       model: the decoder.
       variables: its variables.
-      embedding: the image encoder's output, channels last.
+      embedding: the image embedding, channels last.
+      head: what `head_maps` made of the image.
       prompts: prompts with axis [prompt set], decoded all at once.
     """
     config, (h, w, _) = model.config, embedding.shape
@@ -145,4 +149,4 @@ def decode_absorbed(model: Sam, variables: Any, embedding: Float[Array, "h w c"]
         return form.written(channels_first(embedding.astype(config.dtype) + dense))
 
     form = WrittenForm(grid_positions(encoder, (h, w)), config.block_norm_eps)
-    return decode_form(model, variables, form, jax.vmap(image)(prompts), (h, w), prompts)
+    return decode_form(model, variables, form, jax.vmap(image)(prompts), head, (h, w), prompts)

@@ -16,11 +16,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from sam_jax.decoder.features import Features, maps_of
 from sam_jax.decoder.layers import CONV_NORM_EPS, gelu, layer_norm
-from sam_jax.decoder.model import MaskPrediction, Sam
+from sam_jax.decoder.mask_decoder import DecoderOutput
+from sam_jax.decoder.model import MaskPrediction, Sam, prediction_of
 from sam_jax.decoder.prompt_encoder import PromptEncoder
 from sam_jax.decoder.two_way import TwoWayBlock
 from sam_jax.prompts import Prompts
@@ -58,6 +61,39 @@ class ImageForm(Protocol):
           a function of the arrays of one prompt set, and these arrays for all, with [prompt set] as the first axis.
         """
         ...
+
+
+@struct.dataclass
+class HeadMaps:
+    """What the image alone gives to the mask head, in the order of its readers; None where a family has no such map.
+
+    Attributes:
+      stride_8: SAM 2's map at twice the resolution, centred over its channels, by sub-pixel and channel.
+      stride_4: its map at four times the resolution, by sub-pixel.
+      hq: the image's part of the HQ mask's features.
+    """
+
+    stride_8: Float[Array, "*image o hw"] | None = None
+    stride_4: Float[Array, "*image 16 d hw"] | None = None
+    hq: Float[Array, "*image my mx d"] | None = None
+
+
+def head_maps(model: Sam, variables: Any, features: Features) -> HeadMaps:
+    """Return the head's maps of one image."""
+    dtype, maps = model.config.dtype, maps_of(features)
+    h, w, _ = maps["embedding"].shape
+    stride_8 = stride_4 = hq = None
+    if "stride_8" in maps:
+        x = jnp.asarray(maps["stride_8"], dtype)
+        x = (x - x.mean(-1, keepdims=True)).reshape(h, 2, w, 2, -1)
+        stride_8 = x.transpose(1, 3, 4, 0, 2).reshape(-1, h * w)
+    if "stride_4" in maps:
+        x = jnp.asarray(maps["stride_4"], dtype).reshape(h, 2, 2, w, 2, 2, -1)
+        stride_4 = x.transpose(1, 4, 2, 5, 6, 0, 3).reshape(16, -1, h * w)
+    if "early" in maps:
+        head = model.bind(variables).mask_decoder.hq
+        hq = head.image_features(jnp.asarray(maps["embedding"], dtype), jnp.asarray(maps["early"], dtype))
+    return HeadMaps(stride_8, stride_4, hq)
 
 
 def forgetful(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,7 +178,13 @@ def token_weights(
 
 
 def decode_form(
-    model: Sam, variables: Any, form: ImageForm, image: Any, grid_size: tuple[int, int], prompts: Prompts
+    model: Sam,
+    variables: Any,
+    form: ImageForm,
+    image: Any,
+    head: HeadMaps,
+    grid_size: tuple[int, int],
+    prompts: Prompts,
 ) -> MaskPrediction:
     """Return the masks of prompt sets on one image: what `Sam` computes, with the image tokens in another form.
 
@@ -151,26 +193,32 @@ def decode_form(
       variables: its variables.
       form: how the image tokens are held.
       image: the image tokens before the first block.
+      head: what the image alone gives to the mask head.
       grid_size: height and width of the image embedding.
       prompts: prompts with axis [prompt set]; mask prompts are in `image` already.
     """
-    config = model.config
     sam = model.bind(variables)
     decoder = sam.mask_decoder
-    params = decoder_params(config.dtype, variables)
-    outputs = jnp.concatenate([decoder.iou_token[None], decoder.mask_tokens]).astype(config.dtype)
+    params = decoder_params(model.config.dtype, variables)
+    outputs = decoder.output_tokens()
     sets = len(prompts.valid)
-    sparse = jax.vmap(sam.prompt_encoder.sparse)(prompts.coordinates, prompts.labels)
+    sparse, token_mask = jax.vmap(sam.prompt_encoder.tokens)(prompts)
     tokens = jnp.concatenate([jnp.broadcast_to(outputs, (sets, *outputs.shape)), sparse], axis=1)
-    token_mask = jnp.concatenate([jnp.ones((sets, len(outputs)), bool), prompts.token_mask], axis=1)
+    token_mask = jnp.concatenate([jnp.ones((sets, len(outputs)), bool), token_mask], axis=1)
 
     tokens, image = two_way(model, params["two_way"], form, tokens, image, token_mask, len(outputs))
-    weights = jax.vmap(decoder.hypernetworks)(tokens[:, 1:])
+    heads = jax.vmap(decoder.heads)(tokens)
     convolve, parts = form.convolution(image, params["upscaling"]["conv_0"])
-    logits = in_turn(lambda parts, weights: masks(params["upscaling"], convolve(*parts), weights), parts, weights)
-    logits = in_order(logits, grid_size)
-    iou = decoder.iou_head(tokens[:, 0]).astype(logits.dtype)
-    return MaskPrediction(logits, jnp.where(prompts.valid[:, None], iou, -jnp.inf), prompts.valid)
+
+    def logits_of(parts: tuple[Array, ...], weights: Array, hq_weights: Array | None) -> tuple[Array, Array | None]:
+        upscaled = upscale(params["upscaling"], convolve(*parts), head)
+        logits = in_order(product("kmd,kdx->kmx", jnp.broadcast_to(weights, (16, *weights.shape)), upscaled), grid_size)
+        if hq_weights is None:
+            return logits, None
+        return logits, hq_logits(params["hq"]["mask_feature"], in_order(upscaled, grid_size), hq_weights, head.hq)
+
+    logits, hq = in_turn(logits_of, parts, heads.weights, heads.hq)
+    return prediction_of(model.config, DecoderOutput(logits, heads.iou, heads.object_score, hq), prompts.valid)
 
 
 def two_way(
@@ -216,8 +264,8 @@ def two_way(
     return norm(tokens), image
 
 
-def masks(params: Params, convolved: Float[Array, "o hw"], weights: Float[Array, "m d"]) -> Float[Array, "16 m hw"]:
-    """Return the logits of one prompt set, by sub-pixel (`Upscaling`, and the product with the hypernetworks' weights).
+def upscale(params: Params, convolved: Float[Array, "o hw"], head: HeadMaps) -> Float[Array, "16 d hw"]:
+    """Return the upscaled image tokens of one prompt set, by sub-pixel (`Upscaling`).
 
     A transposed convolution with kernel 2 and stride 2 is a matrix product with one row per sub-pixel and channel.
     Sub-pixels stay apart up to the masks, which are few.
@@ -226,26 +274,59 @@ def masks(params: Params, convolved: Float[Array, "o hw"], weights: Float[Array,
       params: the upscaling's.
       convolved: the first transposed convolution, centred: the norm after it has no mean to subtract, only a variance
         to divide by.
-      weights: the hypernetworks'.
+      head: what the image adds.
     """
     norm, second = params["norm"], params["conv_1"]
-    x = unfused(convolved).reshape(4, len(norm["scale"]), -1)
+    x = unfused(convolved if head.stride_8 is None else convolved + head.stride_8).reshape(4, len(norm["scale"]), -1)
     x = x * unfused(lax.rsqrt(jnp.square(x).mean(1, keepdims=True) + CONV_NORM_EPS))
     x = gelu(x * norm["scale"][None, :, None] + norm["bias"][None, :, None]).astype(second["kernel"].dtype)
     rows = second["kernel"].reshape(-1, x.shape[1])
     # One product per sub-pixel: XLA would make sub-pixels and pixels one axis, and transpose operand and result for it.
     rows = lax.optimization_barrier(jnp.broadcast_to(rows, (4, *rows.shape)))
-    x = jnp.einsum("kor,krx->kox", rows, x).reshape(16, len(second["bias"]), -1)
-    x = gelu(x + second["bias"][None, :, None])
-    return product("kmd,kdx->kmx", jnp.broadcast_to(weights, (16, *weights.shape)), x)
+    x = jnp.einsum("kor,krx->kox", rows, x).reshape(16, len(second["bias"]), -1) + second["bias"][None, :, None]
+    return gelu(x if head.stride_4 is None else x + head.stride_4)
 
 
-def in_order(logits: Float[Array, "p 16 m hw"], grid_size: tuple[int, int]) -> Float[Array, "p m my mx"]:
-    """Return maps from their sub-pixels: axes (row, column) of the first convolution, of the second, mask, pixel."""
-    sets, _, number, _ = logits.shape
-    h, w = grid_size
-    logits = logits.reshape(sets, 2, 2, 2, 2, number, h, w).transpose(0, 5, 6, 1, 3, 7, 2, 4)
-    return logits.reshape(sets, number, 4 * h, 4 * w)
+def hq_logits(
+    params: Params,
+    upscaled: Float[Array, "d my mx"],
+    weights: Float[Array, " d"],
+    of_image: Float[Array, "my mx d"] | None,
+) -> Float[Array, "my mx"]:
+    """Return the logits of one prompt set's HQ mask.
+
+    What follows the last GELU is linear, so the weights are taken into the last convolution, which then has one output.
+
+    Args:
+      params: those of `MaskFeatures`.
+      upscaled: the upscaled image tokens.
+      weights: what the features are multiplied with.
+      of_image: the image's part of the features.
+    """
+    first, norm, last = params["conv_0"], params["norm"], params["conv_1"]
+    x = convolve3x3(upscaled, first["kernel"]) + first["bias"][:, None, None]
+    x = x - x.mean(0, keepdims=True)
+    x = x * lax.rsqrt(jnp.square(x).mean(0, keepdims=True) + CONV_NORM_EPS)
+    x = gelu(x * norm["scale"][:, None, None] + norm["bias"][:, None, None]).astype(upscaled.dtype)
+    kernel = product("yxio,o->yxi", last["kernel"], weights)[..., None].astype(upscaled.dtype)
+    logits = convolve3x3(x, kernel)[0] + product("o,o->", last["bias"], weights)
+    return logits if of_image is None else logits + product("yxd,d->yx", of_image, weights)
+
+
+def convolve3x3(x: Float[Array, "i my mx"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "o my mx"]:
+    """Return a convolution, with zeros around the map, in float32 at least."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    layout = ("NCHW", "HWIO", "NCHW")
+    return lax.conv_general_dilated(
+        x[None], kernel, (1, 1), "SAME", dimension_numbers=layout, preferred_element_type=dtype
+    )[0]
+
+
+def in_order(maps: Float[Array, "16 m hw"], grid_size: tuple[int, int]) -> Float[Array, "m my mx"]:
+    """Return maps from their sub-pixels: axes (row, column) of the first convolution, of the second, map, pixel."""
+    number, (h, w) = maps.shape[1], grid_size
+    maps = maps.reshape(2, 2, 2, 2, number, h, w).transpose(4, 5, 0, 2, 6, 1, 3)
+    return maps.reshape(number, 4 * h, 4 * w)
 
 
 def centred_kernel(params: Params) -> tuple[Float[Array, "o c"], Float[Array, " o"]]:

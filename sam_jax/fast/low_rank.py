@@ -40,8 +40,10 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from sam_jax.decoder.features import Features, maps_of
 from sam_jax.decoder.model import MaskPrediction, Sam
 from sam_jax.fast.image_form import (
+    HeadMaps,
     Params,
     centred_kernel,
     channels_first,
@@ -49,6 +51,7 @@ from sam_jax.fast.image_form import (
     decoder_params,
     forgetful,
     grid_positions,
+    head_maps,
     linear,
     product,
     token_weights,
@@ -139,7 +142,8 @@ class ImageState:
     `*image` is empty, or one axis of images.
 
     Attributes:
-      embedding: the image encoder's output.
+      embedding: the image embedding.
+      head: what the image gives to the mask head.
       gathers: tables of the blocks' token-to-image attentions and of the final one.
       updates: tables of the blocks' image-to-token attentions and norms.
       upscaled: tables of the first transposed convolution, centred; its channels are those of one head.
@@ -147,6 +151,7 @@ class ImageState:
     """
 
     embedding: Float[Array, "*image h w c"]
+    head: HeadMaps
     gathers: tuple[GatherTables, ...]
     updates: tuple[UpdateTables, ...]
     upscaled: LinearMap
@@ -347,7 +352,7 @@ def gram(
     return put_together(factor, factor), put_together(level, factor), put_together(level, level)
 
 
-def prepare_image(model: Sam, variables: Any, embedding: Float[Array, "h w c"]) -> ImageState:
+def prepare_image(model: Sam, variables: Any, features: Features) -> ImageState:
     """Return everything about an image that prompt sets without a mask share.
 
     Under `vmap` over images, what depends on the weights alone is computed once.
@@ -355,8 +360,9 @@ def prepare_image(model: Sam, variables: Any, embedding: Float[Array, "h w c"]) 
     Args:
       model: the decoder.
       variables: its variables.
-      embedding: the image encoder's output, channels last.
+      features: the image encoder's output, channels last.
     """
+    embedding = jnp.asarray(maps_of(features)["embedding"])
     config, channels, (h, w, _) = model.config, model.config.width, embedding.shape
     params = decoder_params(config.dtype, variables)
     encoder = model.bind(variables).prompt_encoder
@@ -406,7 +412,8 @@ def prepare_image(model: Sam, variables: Any, embedding: Float[Array, "h w c"]) 
     gathers.append(gather_tables(params["two_way"]["final_token_to_image"]))
     kernel, bias = centred_kernel(params["upscaling"]["conv_0"])
     upscaled = linear_map({"kernel": kernel.T, "bias": bias}, placed=False, heads=1)
-    return ImageState(embedding, tuple(gathers), tuple(updates), upscaled, config.block_norm_eps)
+    head = head_maps(model, variables, features)
+    return ImageState(embedding, head, tuple(gathers), tuple(updates), upscaled, config.block_norm_eps)
 
 
 def decode_low_rank(model: Sam, variables: Any, state: ImageState, prompts: Prompts) -> MaskPrediction:
@@ -428,4 +435,4 @@ def decode_low_rank(model: Sam, variables: Any, state: ImageState, prompts: Prom
             "decode_low_rank takes no mask prompts: with one, nothing is the image's alone. decode_absorbed takes them."
         )
     h, w, _ = state.embedding.shape
-    return decode_form(model, variables, state, None, (h, w), prompts)
+    return decode_form(model, variables, state, None, state.head, (h, w), prompts)

@@ -87,7 +87,8 @@ def load(
 
     Args:
       path: a folder that `save` or `sam-jax convert` made, a `.pth`, `.pt` or `.safetensors` file, a Hugging Face
-        folder, or the name of a published checkpoint such as `sam_vit_b`, which is downloaded once.
+        folder, the name of a published checkpoint such as `sam_vit_b`, or a repository of the Hugging Face Hub,
+        `owner/name` or `owner/name@revision`. What is not there is downloaded once.
       family: a name of `sam_jax.convert.tables.families.FAMILIES`, for settings that a file does not tell; found out by
         default.
       prefix: what stands before the names of the decoder that is meant, where a file has several.
@@ -97,7 +98,7 @@ def load(
       CheckpointError: if there is no such checkpoint, or it is damaged, unfinished, or of another kind.
       ValueError: if there is no such family.
     """
-    found = locate(path)
+    found = locate(path).path
     if is_saved(found):
         _refuse_prefix(found, prefix)
         model, variables, _ = restore(found, family=family)
@@ -127,7 +128,7 @@ def load_encoder(
       CheckpointError: if there is no such checkpoint, it is damaged, or it has no image encoder that is known.
       ValueError: if there is no such family.
     """
-    found = locate(path)
+    found = locate(path).path
     if is_saved(found):
         _refuse_prefix(found, prefix)
         return restore_encoder(found, family=family)
@@ -227,10 +228,10 @@ def provenance_of(
       family: as in `load`.
       prefix: as in `load`.
     """
-    path = locate(checkpoint)
-    if is_saved(path):
-        found = Manifest.read(path).provenance
-        return found if found.sha256 else dataclasses.replace(found, sha256=sha256(path / NAME))
-    opened = open_checkpoint(path)
+    source = locate(checkpoint)
+    if is_saved(source.path):
+        found = Manifest.read(source.path).provenance
+        return found if found.sha256 else dataclasses.replace(found, sha256=sha256(source.path / NAME))
+    opened = open_checkpoint(source.path)
     found = identify_encoder(opened.tensors, family=family, prefix=prefix, settings=opened.settings).family
-    return Provenance(found.name, path.resolve().name, sha256(*opened.files), found.licence)
+    return Provenance(found.name, source.name, sha256(*opened.files), found.licence, source.commit)

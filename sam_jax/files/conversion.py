@@ -17,7 +17,7 @@ from sam_jax.convert import (
     own_metadata,
     to_torch,
 )
-from sam_jax.convert.download import locate
+from sam_jax.convert.download import Source, locate
 from sam_jax.convert.encoders import IMAGE_ENCODER
 from sam_jax.convert.state_dict import notes_on
 from sam_jax.convert.tables.gaps import compare
@@ -72,8 +72,11 @@ def run(
         raise ValueError("--naming and --base do not go together: the file gets the names of its base.")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already. To replace it, add --overwrite.")
-    path = locate(source)
-    found = _restored(path, family, encoder) if is_saved(path) else _converted(path, family, prefix, encoder)
+    located = locate(source)
+    if is_saved(located.path):
+        found = _restored(located.path, family, encoder)
+    else:
+        found = _converted(located, family, prefix, encoder)
     found = found._replace(
         variables=_cast(found.variables, dtype), encoder_variables=_cast(found.encoder_variables, dtype)
     )
@@ -103,8 +106,8 @@ def _restored(folder: Path, family: str | None, encoder: bool) -> Contents:
     return Contents(model, variables, *kept, provenance)
 
 
-def _converted(path: Path, family: str | None, prefix: str | None, encoder: bool) -> Contents:
-    checkpoint = open_checkpoint(path)
+def _converted(source: Source, family: str | None, prefix: str | None, encoder: bool) -> Contents:
+    checkpoint = open_checkpoint(source.path)
     digest = _in_background(sha256, *checkpoint.files)
     arguments: Any = {"tensors": checkpoint.tensors, "settings": checkpoint.settings}
     arguments |= {"family": family, "prefix": prefix}
@@ -118,7 +121,7 @@ def _converted(path: Path, family: str | None, prefix: str | None, encoder: bool
     from sam_jax.encoders.encoder import make_encoder
 
     found = decoder.family
-    provenance = Provenance(found.name, path.resolve().name, digest.result(), found.licence)
+    provenance = Provenance(found.name, source.name, digest.result(), found.licence, source.commit)
     both = (make_encoder(kept.config), kept.variables) if kept else (None, None)
     return Contents(Sam(decoder.config), decoder.variables, *both, provenance, tuple(notes))
 
@@ -141,7 +144,7 @@ def _written_into(base: str, found: Contents) -> dict[str, Any]:
     Raises:
       CheckpointError: if its decoder, or its encoder where there is one to write, has other shapes.
     """
-    checkpoint = open_checkpoint(locate(base))
+    checkpoint = open_checkpoint(locate(base).path)
     tensors = {name: tensor.read() for name, tensor in checkpoint.tensors.items()}
     parts: list[Any] = [
         (identify(checkpoint.tensors, settings=checkpoint.settings), to_torch, found.model, found.variables)

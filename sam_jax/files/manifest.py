@@ -30,15 +30,18 @@ class Provenance:
 
     Attributes:
       family: name of the family in `sam_jax.convert.tables.families`.
-      source: name of the file or folder that was converted.
+      source: name of the file or folder that was converted, or of the repository on the Hugging Face Hub, with the
+        revision.
       sha256: of the source's weights, in hexadecimal.
       licence: of the weights.
+      commit: hash of the repository's commit.
     """
 
     family: str | None = None
     source: str | None = None
     sha256: str | None = None
     licence: str | None = None
+    commit: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +177,8 @@ def _parse(values: Any) -> Manifest:
     keys = {field.name for field in dataclasses.fields(Manifest)}
     encoder = config_from_dict(values[ENCODER]) if isinstance(values, dict) and ENCODER in values else None
     values = _object("the manifest", values, keys if encoder else keys - {ENCODER})
-    provenance = _object("provenance", values["provenance"], {field.name for field in dataclasses.fields(Provenance)})
+    origin = {"commit": None} | _object("provenance", values["provenance"])  # which older folders do not have
+    provenance = _object("provenance", origin, {field.name for field in dataclasses.fields(Provenance)})
     for name, value in provenance.items():
         if not isinstance(value, str | None):
             raise ValueError(f"{name} must be a text or null, got {describe(value)}")

@@ -3,34 +3,38 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from sam_jax.batch.decode import Images
 from sam_jax.batch.predict import predict_masks
 from sam_jax.batch.select import select_masks
 from sam_jax.config import SamConfig
+from sam_jax.decoder.features import Features, map_shapes
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.errors import describe
 from sam_jax.images.full_size import binary_masks
-from sam_jax.images.preprocess import prepare
+from sam_jax.images.preprocess import prepare, size_in_frame
 from sam_jax.images.read import rgb_pixels
-from sam_jax.images.resize import Size, mask_to_prompt, to_input_frame, to_original_image
+from sam_jax.images.resize import Size, mask_sizes, mask_to_prompt, to_input_frame, to_original_image
 from sam_jax.prompts import NOT_A_POINT, AnyArray, Prompts, Ragged, depth_of
+
+LARGEST_LOGIT = 32
+"""What SAM 2 clamps the logits to that it hands back (`sam2/sam2_image_predictor.py`)."""
 
 
 class EncodedImage(NamedTuple):
     """All that is kept of an image: a pytree to store, pass on and predict from.
 
     Attributes:
-      embedding: the image embedding, or what `prepare_image` made of it.
+      embedding: the image embedding, all maps where the family has several, or what `prepare_image` made of either.
       input_size: height and width of the resized image in the input frame, before padding.
       original_size: height and width of the image.
     """
@@ -70,15 +74,17 @@ def encode_image(
       ValueError: for an array that is no such image, or a file that cannot be read.
     """
     pixels = rgb_pixels(image)
-    frame, input_size = prepare(pixels, encoder.config.image_size, encoder.config.preprocessing)
-    height, width = pixels.shape[:2]
-    return EncodedImage(_encode(encoder, variables, frame), input_size, (height, width))
+    config = encoder.config
+    frame, _ = prepare(pixels, config.image_size, config.preprocessing)
+    original_size = pixels.shape[0], pixels.shape[1]
+    input_size = size_in_frame(original_size, config.prompt_frame, config.preprocessing)
+    return EncodedImage(_encode(encoder, variables, frame), input_size, original_size)
 
 
 @functools.partial(jax.jit, static_argnames="encoder")
-def _encode(encoder: Encoder, variables: Variables, frame: Float[AnyArray, "fh fw 3"]) -> Float[Array, "h w c"]:
-    embedding: Any = encoder.apply(variables, frame)
-    return embedding
+def _encode(encoder: Encoder, variables: Variables, frame: Float[AnyArray, "fh fw 3"]) -> Features:
+    features: Any = encoder.apply(variables, frame)
+    return features
 
 
 def predict_image(
@@ -147,7 +153,7 @@ def predict_batch(
         {name: None if entries is None else entries[i] for name, entries in given.items()} for i in range(len(images))
     ]
     asked = [build_prompts(model.config, image, row) for image, row in zip(images, rows, strict=True)]
-    embeddings = jnp.stack([jnp.asarray(image.embedding) for image in images])
+    embeddings = jax.tree.map(lambda *maps: jnp.stack(maps), *(image.embedding for image in images))
     prompts_of_all = _stack([prompts for prompts, _ in asked], model.config)
     together = jax.tree.map(np.asarray, predict_masks(model, variables, embeddings, prompts_of_all))
     predictions = []
@@ -160,10 +166,11 @@ def predict_batch(
 
 def _full_size(config: SamConfig, image: EncodedImage, out: MaskPrediction, multimask: bool) -> Prediction:
     logits, scores = select_masks(out, multimask)
-    masks = binary_masks(
-        logits, input_size=image.input_size, original_size=image.original_size, image_size=config.image_size
-    )
-    return Prediction(np.asarray(masks), np.asarray(scores, np.float32), np.asarray(logits, np.float32))
+    masks = binary_masks(logits, original_size=image.original_size, **mask_sizes(config, image.input_size))
+    logits = np.asarray(logits, np.float32)
+    if config.postprocessing == "sam2":
+        logits = logits.clip(-LARGEST_LOGIT, LARGEST_LOGIT)
+    return Prediction(np.asarray(masks), np.asarray(scores, np.float32), logits)
 
 
 _RANKS = {"points": 2, "labels": 1, "boxes": 1, "mask": 2}
@@ -210,7 +217,7 @@ def _mask_logits(config: SamConfig, image: EncodedImage, mask: Any) -> AnyArray:
         raise ValueError(
             f"A mask of bools must have the image's height and width {image.original_size}, got {describe(mask)}."
         )
-    logits = mask_to_prompt(mask, input_size=image.input_size, mask_size=config.mask_size, image_size=config.image_size)
+    logits = mask_to_prompt(mask, mask_size=config.mask_size, **mask_sizes(config, image.input_size))
     return np.asarray(logits)
 
 
@@ -244,12 +251,23 @@ def _without_masks(prompts: Prompts, config: SamConfig) -> Prompts:
 
 
 def check_fit(config: SamConfig, encoder: Encoder) -> None:
-    """Raise a ValueError where an encoder's frame or embeddings are not what the decoder takes."""
+    """Raise a ValueError where an encoder's embeddings, or its prompts' frame, are not what the decoder takes."""
     made = encoder.config
-    got = made.image_size, (*made.grid_size, made.out_width)
+    got = made.prompt_frame, (*made.grid_size, made.out_width)
     wanted = config.image_size, (*config.grid_size, config.width)
     if got != wanted:
         raise ValueError(
             f"The decoder takes embeddings {list(wanted[1])} of frames {list(wanted[0])}, but the encoder makes "
             f"{list(got[1])} of {list(got[0])}."
         )
+    takes = set(map_shapes(config)) - {"embedding"}
+    if made.other_maps != takes:
+        raise ValueError(
+            f"Beside embeddings, the decoder takes {_in_a_row(takes)} of an image, and the encoder makes "
+            f"{_in_a_row(made.other_maps)}."
+        )
+
+
+def _in_a_row(names: Collection[str]) -> str:
+    """Return the names of maps in a sentence."""
+    return " and ".join(sorted(names)) or "nothing"

@@ -18,12 +18,18 @@ _MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 """What SAM subtracts from a pixel's red, green and blue."""
 _STD = np.array([58.395, 57.12, 57.375], np.float32)
 """What SAM divides by then."""
+_MEAN_OF_1 = np.array([0.485, 0.456, 0.406], np.float32)
+_STD_OF_1 = np.array([0.229, 0.224, 0.225], np.float32)
+"""The same for pixels from 0 to 1, as SAM 2 has it."""
+
+_STRETCHED = ("medsam", "sam2", "medsam2")
+"""Where the whole frame is filled, whatever the image's proportions."""
 
 
 def prepare(
     image: UInt8[np.ndarray, "height width 3"], image_size: Size, preprocessing: Preprocessing = "sam"
 ) -> tuple[Float[np.ndarray, "{image_size[0]} {image_size[1]} 3"], Size]:
-    """Return the encoder's input frame of an image, and the size of the image in it.
+    """Return the encoder's frame of an image, and the size of the image in it.
 
     - `sam`: bit for bit what the official predictor makes of it. PIL's antialiased bilinear resize of 8-bit pixels to
       `input_size_for`, then normalised by SAM's mean and deviation, then zeros at the bottom and the right. MobileSAM,
@@ -33,30 +39,60 @@ def prepare(
       rounding where images are made smaller (`CVPR24_LiteMedSAM_infer.py` in `bowang-lab/MedSAM`).
     - `medsam`: stretched to the whole frame by PIL's bicubic resize, then scaled in the same way. MedSAM's own resize
       is scikit-image's; the pixels of two photographs differ by 0.5 to 1.7 of 255 on average (`MedSAM_Inference.py`).
+    - `sam2`: pixels from 0 to 1, as floats stretched to the whole frame by an antialiased bilinear resize, then
+      normalised (`sam2/utils/transforms.py`). Hugging Face's processor resizes 8-bit pixels: up to one level of 255
+      apart.
+    - `medsam2`: stretched to the whole frame by PIL's bicubic resize of 8-bit pixels, then normalised as for `sam2`
+      (`medsam2_infer_CT_lesion_npz_recist.py` in `bowang-lab/MedSAM2`).
     - `micro_sam`: each channel's smallest value becomes 0 and its largest 255, then as `sam` (`_to_image` in
       `micro_sam/util.py`).
 
     Args:
       image: RGB.
-      image_size: height and width of the padded input frame, `encoder.config.image_size`.
+      image_size: height and width of the padded frame, `encoder.config.image_size`.
       preprocessing: which of these, `encoder.config.preprocessing`.
 
     Raises:
       ValueError: if the image is not uint8 [height, width, 3].
     """
-    _check(image, np.uint8)
+    check_pixels(image, np.uint8)
     original_size = image.shape[0], image.shape[1]
-    height, width = image_size if preprocessing == "medsam" else input_size_for(original_size, image_size)
+    height, width = size_in_frame(original_size, image_size, preprocessing)
     frame = np.zeros((*image_size, 3), np.float32)
     if preprocessing == "micro_sam":
         image, preprocessing = _each_from_0_to_255(image), "sam"
+    if preprocessing == "sam2":
+        frame[:] = (_resized_floats(image, (height, width)) / 255 - _MEAN_OF_1) / _STD_OF_1
+        return frame, (height, width)
     if preprocessing == "lite_medsam":
         resized = _mean_of_area(image, (height, width))
     else:
         kind = Image.Resampling.BILINEAR if preprocessing == "sam" else Image.Resampling.BICUBIC
         resized = np.asarray(Image.fromarray(image).resize((width, height), kind), np.float32)
-    frame[:height, :width] = (resized - _MEAN) / _STD if preprocessing == "sam" else _from_0_to_1(resized)
+    normalised = preprocessing in ("sam", "medsam2")
+    frame[:height, :width] = (resized - _MEAN) / _STD if normalised else _from_0_to_1(resized)
     return frame, (height, width)
+
+
+def size_in_frame(original_size: Size, frame: Size, preprocessing: Preprocessing = "sam") -> Size:
+    """Return the size that an image has in a frame before padding: all of it where `prepare` stretches the image.
+
+    Args:
+      original_size: height and width of the image.
+      frame: height and width of the encoder's frame or of that in which prompts live.
+      preprocessing: as for `prepare`.
+    """
+    return frame if preprocessing in _STRETCHED else input_size_for(original_size, frame)
+
+
+def _resized_floats(
+    image: UInt8[np.ndarray, "height width 3"], size: Size
+) -> Float[np.ndarray, "{size[0]} {size[1]} 3"]:
+    """The image resized without rounding: PIL rounds pixels of 8 bits, and not floats, a channel at a time."""
+    height, width = size
+    channels = (Image.fromarray(channel) for channel in np.moveaxis(image.astype(np.float32), -1, 0))
+    resized = [channel.resize((width, height), Image.Resampling.BILINEAR) for channel in channels]
+    return np.stack([np.asarray(channel) for channel in resized], -1)
 
 
 def _mean_of_area(image: UInt8[np.ndarray, "height width 3"], size: Size) -> Float[np.ndarray, "{size[0]} {size[1]} 3"]:
@@ -94,7 +130,7 @@ def prepare_on_device(
     Raises:
       ValueError: if the image is not [height, width, 3].
     """
-    _check(image, np.uint8, np.floating)
+    check_pixels(image, np.uint8, np.floating)
     height, width = input_size_for((image.shape[0], image.shape[1]), image_size)
     pixels = image.astype(jnp.float32)
     for shape in ((image.shape[0], width, 3), (height, width, 3)):
@@ -105,7 +141,8 @@ def prepare_on_device(
     return jnp.pad(normalised, ((0, image_size[0] - height), (0, image_size[1] - width), (0, 0)))
 
 
-def _check(image: np.ndarray | Array, *dtypes: type) -> None:
+def check_pixels(image: np.ndarray | Array, *dtypes: type) -> None:
+    """Raise a ValueError if an image is not [height, width, 3] with some pixels, of one of the types."""
     fits = image.ndim == 3 and image.shape[-1] == 3 and 0 not in image.shape
     if not fits or not any(jnp.issubdtype(image.dtype, dtype) for dtype in dtypes):
         kinds = " or ".join({np.uint8: "uint8", np.floating: "float"}[dtype] for dtype in dtypes)

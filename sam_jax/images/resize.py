@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from sam_jax.config import SamConfig
 from sam_jax.errors import describe
 from sam_jax.prompts import AnyArray, Ragged
 
@@ -37,6 +38,20 @@ def input_size_for(original_size: Size, image_size: Size = (1024, 1024)) -> Size
         raise ValueError(f"original_size must be (height, width) of an image, got {describe(original_size)}.")
     scale = min(image_size[0] / height, image_size[1] / width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def mask_sizes(config: SamConfig, input_size: TracedSize) -> dict[str, Any]:
+    """Return `input_size` and `image_size` by which functions of low-res logits bring them to an image's size.
+
+    In SAM, logits go through the input frame. In SAM 2 they do not: the frame is as small as they are.
+
+    Args:
+      config: settings of the decoder.
+      input_size: height and width of the resized image in the input frame, before padding.
+    """
+    if config.postprocessing == "sam2":
+        return {"input_size": config.mask_size, "image_size": config.mask_size}
+    return {"input_size": input_size, "image_size": config.image_size}
 
 
 def to_input_frame(coordinates: Ragged, *, original_size: TracedSize, input_size: TracedSize) -> Float[Array, "*n xy"]:

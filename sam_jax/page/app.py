@@ -21,11 +21,13 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from sam_jax.automatic.config import AutomaticConfig
+from sam_jax.batch.select import select_masks
+from sam_jax.decoder.model import MaskPrediction
 from sam_jax.images.pixels import EncodedImage, build_prompts
 from sam_jax.images.resize import Size
 from sam_jax.images.run_lengths import coco_run_lengths, from_text
 from sam_jax.page import messages
-from sam_jax.page.engine import Decoded, Engine, full_size
+from sam_jax.page.engine import Engine, full_size
 from sam_jax.page.exports import COLOURS, Kind, colour_of, export
 from sam_jax.page.exports import Annotated as AnnotatedImage
 from sam_jax.page.gallery import MOST_BYTES, FullError, Gallery, StoredImage
@@ -275,7 +277,7 @@ class _Api:
             "has_objects": self.shelf.has(image),
         }
 
-    def _ask(self, image: EncodedImage, asked: messages.Asked) -> "Future[Decoded]":
+    def _ask(self, image: EncodedImage, asked: messages.Asked) -> Future[MaskPrediction]:
         given: dict[str, Any] = {"boxes": asked.box}
         if asked.points:
             given |= {"points": asked.points, "labels": asked.labels}
@@ -284,14 +286,13 @@ class _Api:
         prompts, _ = build_prompts(self.engine.predictor.model.config, image, given)
         return self.engine.decode(image, prompts)
 
-    def _answer(self, image: EncodedImage, decoded: list[Decoded], multimask: bool) -> messages.Answer:
-        kept = slice(1, None) if multimask else slice(0, 1)
+    def _answer(self, image: EncodedImage, predictions: list[MaskPrediction], multimask: bool) -> messages.Answer:
         found = []
-        for logits, scores in decoded:
-            masks = full_size(self.engine.predictor, image, logits[kept])
-            runs = map(coco_run_lengths, masks)
-            several = [messages.Mask(**run, score=float(score)) for run, score in zip(runs, scores[kept], strict=True)]
-            found.append(messages.Found(masks=several))
+        for prediction in predictions:
+            logits, scores = (np.asarray(x, np.float32) for x in select_masks(prediction, multimask))
+            runs = map(coco_run_lengths, full_size(self.engine.predictor, image, logits))
+            masks = [messages.Mask(**run, score=float(score)) for run, score in zip(runs, scores, strict=True)]
+            found.append(messages.Found(masks=masks))
         return messages.Answer(objects=found)
 
 
@@ -335,7 +336,7 @@ async def _write(request: Request, file: Path) -> None:
             stream.write(chunk)
 
 
-def _of(future: "Future[Result]") -> Awaitable[Result]:
+def _of(future: Future[Result]) -> Awaitable[Result]:
     """Wait for a future that others may wait for, too: not to wait any more does not cancel it."""
     return asyncio.shield(asyncio.wrap_future(future))
 

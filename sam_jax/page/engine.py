@@ -14,16 +14,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
 from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.automatic.records import Progress, Record, generate_records
 from sam_jax.batch.compiled import CompiledDecoder, compile
-from sam_jax.batch.decode import Sizes, embeddings_of, round_up
+from sam_jax.batch.decode import Sizes, round_up
+from sam_jax.decoder.model import MaskPrediction
 from sam_jax.fast.low_rank import prepare_image
 from sam_jax.images.pixels import EncodedImage, encode_image
+from sam_jax.images.resize import mask_sizes
 from sam_jax.images.tiles import resize_by_tiles
 from sam_jax.page.gallery import StoredImage
 from sam_jax.page.messages import MOST_POINTS
@@ -49,21 +50,17 @@ _prepare = jax.jit(prepare_image, static_argnums=0)
 
 @dataclasses.dataclass(frozen=True)
 class _Waiting:
-    """A prompt set on a prepared image, and where its logits and scores go."""
+    """A prompt set on a prepared image, and where its masks go."""
 
     image: EncodedImage
     prompts: Prompts
-    future: "Future[Decoded]"
+    future: Future[MaskPrediction]
 
     @property
     def key(self) -> tuple[int, int, bool]:
         """What prompt sets of one call have in common: the image, the room for tokens, mask prompts or not."""
         tokens = round_up(self.prompts.labels.shape[-1], TOKENS)
         return id(self.image), tokens, self.prompts.masks is not None
-
-
-Decoded = tuple[Float[np.ndarray, "m my mx"], Float[np.ndarray, " m"]]
-"""Low-res logits and scores of all masks of a prompt set."""
 
 
 class Engine:
@@ -102,7 +99,7 @@ class Engine:
         total = len(self._programs)
         return f"Compiling program {done + 1} of {total}" if done < total else None
 
-    def prepare(self, image: StoredImage) -> "Future[EncodedImage]":
+    def prepare(self, image: StoredImage) -> Future[EncodedImage]:
         """Return an image ready for prompts, which it is at once if it was among the last."""
         with self._lock:
             found = self._prepared.get(image.id)
@@ -117,8 +114,8 @@ class Engine:
             found = self._prepared.peek(image.id)
         return found is not None and found.done() and not found.cancelled() and not found.exception()
 
-    def decode(self, image: EncodedImage, prompts: Prompts) -> "Future[Decoded]":
-        """Return the low-res logits and scores of one prompt set.
+    def decode(self, image: EncodedImage, prompts: Prompts) -> Future[MaskPrediction]:
+        """Return all masks of one prompt set, without its axis.
 
         Args:
           image: what `prepare` came to.
@@ -128,7 +125,7 @@ class Engine:
         self._queue.put(waiting)
         return waiting.future
 
-    def everything(self, image: StoredImage, settings: AutomaticConfig, progress: Progress) -> "Future[list[Record]]":
+    def everything(self, image: StoredImage, settings: AutomaticConfig, progress: Progress) -> Future[list[Record]]:
         """Return a record of every object of an image; `progress` is told how far it is and may end it by raising."""
 
         def look() -> list[Record]:
@@ -148,11 +145,11 @@ class Engine:
         if encoded is None:
             encoded = encode_image(self.predictor.encoder, self.predictor.encoder_variables, image.pixels())
             self._encoded.put(image.id, encoded)
-        embedding = jnp.asarray(embeddings_of(encoded.embedding), np.float32)  # which the programs are for
-        state = _prepare(self.predictor.model, self.predictor.variables, embedding)
+        features = jax.tree.map(lambda x: x.astype(np.float32), encoded.embedding)  # which the programs are for
+        state = _prepare(self.predictor.model, self.predictor.variables, features)
         prepared = encoded._replace(embedding=jax.block_until_ready(state))
-        nothing = np.zeros((3, *self.predictor.model.config.mask_size), np.float32)
-        full_size(self.predictor, prepared, nothing)  # compiles what its size needs
+        for masks in (1, 3):  # of an answer: compiles what the image's size needs
+            full_size(self.predictor, prepared, np.zeros((masks, *self.predictor.model.config.mask_size), np.float32))
         return prepared
 
     def _decode_all(self) -> None:
@@ -178,26 +175,21 @@ class Engine:
             )
             program = self._programs[masks, together, tokens].result()
             out: Any = program(self.predictor.variables, group[0].image.embedding, prompts)
-            logits, iou = np.asarray(out.logits, np.float32), np.asarray(out.iou, np.float32)
+            out = jax.tree.map(np.asarray, out)
         except Exception as error:
             for one in group:
                 one.future.set_exception(error)
             return
         for i, one in enumerate(group):
-            one.future.set_result((logits[i], iou[i]))
+            one.future.set_result(jax.tree.map(lambda x, i=i: x[i], out))
 
 
 def full_size(
     predictor: Predictor, image: EncodedImage, logits: Float[np.ndarray, "k my mx"]
 ) -> Bool[np.ndarray, "k height width"]:
     """Return masks at an image's size; after the first of an image, nothing compiles."""
-    return resize_by_tiles(
-        logits,
-        input_size=image.input_size,
-        original_size=image.original_size,
-        image_size=predictor.model.config.image_size,
-        threshold=0.0,
-    )
+    sizes = mask_sizes(predictor.model.config, image.input_size)
+    return resize_by_tiles(logits, original_size=image.original_size, threshold=0.0, **sizes)
 
 
 def _groups(waiting: Iterable[_Waiting], most: int) -> Iterable[list[_Waiting]]:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_jax.convert.download import PUBLISHED, Published, fetch, locate
-from sam_jax.convert.tables.families import FAMILIES
+from sam_jax.convert.download import PUBLISHED, Published, Source, fetch, locate
 from sam_jax.errors import CheckpointError
 
 CONTENT = bytes(range(256)) * 5000  # more than one chunk of the downloader
@@ -57,7 +56,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def published(server) -> Published:
-    return Published(f"{server.url}/sam.pth", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
+    return Published(f"{server.url}/sam.pth", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
 
 
 def assert_works_again(published: Published, folder: Path) -> None:
@@ -71,6 +70,16 @@ def test_a_file_is_downloaded_once(server, published, tmp_path):
     assert server.requests == 1
 
 
+@pytest.mark.parametrize("algorithm", ["sha256", "md5"])
+@pytest.mark.parametrize("size", [None, len(CONTENT)])
+def test_a_digest_is_checked_by_its_algorithm(algorithm, size, published, tmp_path):
+    digest = f"{algorithm}:{hashlib.new(algorithm, CONTENT).hexdigest()}"
+    assert_works_again(dataclasses.replace(published, digest=digest, size=size), tmp_path)
+    wrong = dataclasses.replace(published, digest=f"{algorithm}:{hashlib.new(algorithm, b'').hexdigest()}", size=size)
+    with pytest.raises(CheckpointError, match="Could not download"):
+        fetch(wrong, tmp_path)
+
+
 def test_a_damaged_copy_in_the_cache_is_replaced(server, published, tmp_path):
     (tmp_path / "sam.pth").write_bytes(CONTENT[:-1])
     assert_works_again(published, tmp_path)
@@ -81,7 +90,7 @@ def test_a_file_with_another_hash_is_refused_and_removed(server, published, tmp_
     server.body = CONTENT[:-1] + b"?"
     with pytest.raises(CheckpointError) as error:
         fetch(published, tmp_path)
-    for part in (published.url, published.sha256, hashlib.sha256(server.body).hexdigest()):
+    for part in (published.url, published.digest.removeprefix("sha256:"), hashlib.sha256(server.body).hexdigest()):
         assert part in str(error.value)
     assert list(tmp_path.iterdir()) == []
     server.body = CONTENT
@@ -122,10 +131,10 @@ def test_a_name_is_downloaded_unless_something_of_that_name_is_there(published, 
     monkeypatch.setitem(PUBLISHED, "sam_vit_b", published)
     monkeypatch.chdir(tmp_path)
     downloaded = locate("sam_vit_b")
-    assert downloaded == tmp_path / "cache" / "sam-jax" / "sam.pth"
-    assert downloaded.read_bytes() == CONTENT
+    assert downloaded == Source(tmp_path / "cache" / "sam-jax" / "sam.pth", "sam.pth")
+    assert downloaded.path.read_bytes() == CONTENT
     Path("sam_vit_b").mkdir()
-    assert locate("sam_vit_b") == Path("sam_vit_b")
+    assert locate("sam_vit_b").path == Path("sam_vit_b")
     with pytest.raises(CheckpointError, match=r"no sam_vit_x, and no published checkpoint .*sam_vit_b, sam_vit_l"):
         locate("sam_vit_x")
 
@@ -133,8 +142,8 @@ def test_a_name_is_downloaded_unless_something_of_that_name_is_there(published, 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_entries_are_well_formed(name):
     entry = PUBLISHED[name]
-    assert name in FAMILIES
     assert entry.url.startswith("https://")
     assert entry.file.startswith(name)
-    assert len(bytes.fromhex(entry.sha256)) == 32
-    assert entry.size > 2**24  # the decoder alone has 16 MB
+    algorithm, _, digits = entry.digest.partition(":")
+    assert len(bytes.fromhex(digits)) == {"sha256": 32, "md5": 16}[algorithm]
+    assert entry.size is None or entry.size > 2**24  # the decoder alone has 16 MB

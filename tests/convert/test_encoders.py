@@ -22,12 +22,18 @@ from sam_jax.convert.tables.gaps import Gaps
 from sam_jax.convert.tables.rules import NAMINGS, flax_shapes, slots, torch_shapes
 from sam_jax.convert.tables.settings import OWN
 from sam_jax.encoders.config import (
+    EFFICIENT_VIT_L0,
+    EFFICIENT_VIT_L1,
+    EFFICIENT_VIT_L2,
+    EFFICIENT_VIT_XL0,
+    EFFICIENT_VIT_XL1,
     LITE_MEDSAM,
     TINY_VIT,
     VIT_B,
     VIT_H,
     VIT_L,
     VIT_TINY,
+    EfficientViTConfig,
     TinyViTConfig,
     config_from_dict,
     config_to_dict,
@@ -44,11 +50,39 @@ VITS = {
     "wide": dataclasses.replace(VIT_TINY, depth=2, global_blocks=(0,), image_size=(64, 112)),
     "window as high as the grid": dataclasses.replace(VIT_TINY, image_size=(48, 112)),
     "window larger than the grid": dataclasses.replace(VIT_TINY, window_size=14),
-    "other sizes": dataclasses.replace(VIT_TINY, heads=4, mlp_ratio=2, patch_size=8, out_width=24),
+    "other sizes": dataclasses.replace(VIT_TINY, heads=4, mlp_width=64, patch_size=8, out_width=24),
 }
 PRESETS = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
+SLIM = {
+    "SlimSAM 50": dataclasses.replace(VIT_B, width=384, mlp_width=1536),
+    "SlimSAM 77": dataclasses.replace(VIT_B, width=168, mlp_width=696),
+}
 TINY_VITS = {"small": SMALL, "other ratio": dataclasses.replace(SMALL, ratio=2), "mobile_sam": TINY_VIT}
-SMALL_ONES = {"vit": VIT_TINY, "tiny_vit": SMALL}
+EFFICIENT = EfficientViTConfig(
+    widths=(4, 8, 12, 16, 24), depths=(1, 1, 2, 1, 2), head_width=8, neck_width=20, neck_depth=1, out_width=16
+)
+EFFICIENT_VITS = {
+    "small": EFFICIENT,
+    "small xl": dataclasses.replace(
+        EFFICIENT_VIT_XL0, widths=(4, 8, 12, 16, 24, 40), head_width=8, neck_width=20, out_width=16
+    ),
+    "other settings": dataclasses.replace(
+        EFFICIENT,
+        kinds=("inverted", "fused", "attention", "attention"),
+        ratios=(1, 2, 3, 4),
+        neighbourhood=7,
+        neck_ratio=2,
+    ),
+}
+EFFICIENT_PRESETS = {
+    "l0": (EFFICIENT_VIT_L0, 272, 30_751_236),
+    "l1": (EFFICIENT_VIT_L1, 378, 43_617_810),
+    "l2": (EFFICIENT_VIT_L2, 508, 57_307_428),
+    "xl0": (EFFICIENT_VIT_XL0, 318, 112_946_956),
+    "xl1": (EFFICIENT_VIT_XL1, 564, 199_376_174),
+}
+"""Settings, and the tensors and numbers that the official class has, the counters of its batch norms among them."""
+SMALL_ONES = {"vit": VIT_TINY, "tiny_vit": SMALL, "efficient_vit": EFFICIENT}
 AMBIGUOUS = dataclasses.replace(VIT_TINY, window_size=8)
 
 
@@ -89,7 +123,7 @@ def error_of(tensors: dict[str, Any], **options: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("config", (VITS | PRESETS).values(), ids=VITS | PRESETS)
+@pytest.mark.parametrize("config", (VITS | PRESETS | SLIM).values(), ids=VITS | PRESETS | SLIM)
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_shapes_tell_a_vit(config, naming):
     found = identify_encoder(described(shapes_of(config, naming)))
@@ -101,6 +135,61 @@ def test_shapes_tell_a_tiny_vit(config):
     found = identify_encoder(described(shapes_of(config)))
     assert (found.config, found.naming, found.gaps) == (config, "meta", Gaps())
     assert found.family is FAMILIES["mobile_sam"]
+
+
+@pytest.mark.parametrize("config", EFFICIENT_VITS.values(), ids=EFFICIENT_VITS)
+def test_shapes_tell_an_efficient_vit(config):
+    found = identify_encoder(described(shapes_of(config)))
+    assert (found.config, found.naming, found.gaps) == (config, "meta", Gaps())
+    assert found.family is FAMILIES["efficientvit_sam"]
+
+
+@pytest.mark.parametrize(("config", "tensors", "numbers"), EFFICIENT_PRESETS.values(), ids=EFFICIENT_PRESETS)
+def test_the_official_efficient_vits_are_told_and_counted(config, tensors, numbers):
+    shapes = shapes_of(config)
+    counters = [name.replace("running_mean", "num_batches_tracked") for name in shapes if "running_mean" in name]
+    assert len(shapes) + len(counters) == tensors
+    assert sum(map(math.prod, shapes.values())) + len(counters) == numbers
+    found = identify_encoder(described(shapes | dict.fromkeys(counters, ())))
+    assert (found.config, found.gaps, found.ignored) == (config, Gaps(), tuple(counters))
+
+
+def test_names_and_shapes_of_an_efficient_vit():
+    """A tensor of each make, as the official class names and shapes it."""
+    stages, neck = "image_encoder.backbone.stages.", "image_encoder.neck."
+    l0 = {
+        f"{stages}0.op_list.0.conv.weight": (32, 3, 3, 3),
+        f"{stages}0.op_list.1.main.conv2.norm.running_var": (32,),
+        f"{stages}1.op_list.0.main.spatial_conv.conv.weight": (512, 32, 3, 3),
+        f"{stages}2.op_list.1.main.point_conv.conv.weight": (128, 512, 1, 1),
+        f"{stages}3.op_list.0.main.inverted_conv.conv.bias": (2048,),
+        f"{stages}3.op_list.4.main.depth_conv.conv.weight": (1024, 1, 3, 3),
+        f"{stages}4.op_list.0.main.point_conv.norm.weight": (512,),
+        f"{stages}4.op_list.4.context_module.main.qkv.conv.weight": (1536, 512, 1, 1),
+        f"{stages}4.op_list.4.context_module.main.aggreg.0.0.weight": (1536, 1, 5, 5),
+        f"{stages}4.op_list.4.context_module.main.aggreg.0.1.weight": (1536, 32, 1, 1),
+        f"{stages}4.op_list.4.context_module.main.proj.conv.weight": (512, 1024, 1, 1),
+        f"{stages}4.op_list.4.local_module.main.inverted_conv.conv.weight": (3072, 512, 1, 1),
+        f"{neck}input_ops.0.op_list.0.conv.weight": (256, 512, 1, 1),
+        f"{neck}input_ops.2.op_list.0.norm.bias": (256,),
+        f"{neck}middle.op_list.3.main.spatial_conv.conv.weight": (256, 256, 3, 3),
+        f"{neck}output_ops.0.op_list.0.conv.bias": (256,),
+        "image_encoder.norm.weight": (256,),
+    }
+    assert l0.items() <= shapes_of(EFFICIENT_VIT_L0).items()
+    xl0 = {
+        f"{stages}3.op_list.2.main.spatial_conv.conv.weight": (1024, 256, 3, 3),
+        f"{stages}5.op_list.3.context_module.main.aggreg.0.0.weight": (3072, 1, 3, 3),
+        f"{neck}input_ops.0.op_list.0.conv.weight": (256, 1024, 1, 1),
+        f"{neck}middle.op_list.5.main.point_conv.conv.weight": (256, 1024, 1, 1),
+    }
+    assert xl0.items() <= shapes_of(EFFICIENT_VIT_XL0).items()
+
+
+def test_the_family_tells_the_frames_of_an_efficient_vit():
+    for settings in (None, own(EFFICIENT)):
+        named = identify_encoder(described(shapes_of(EFFICIENT)), family="sam_med2d", settings=settings).config
+        assert (named.grid_size, named.image_size, named.prompt_frame) == ((16, 16), (128, 128), (256, 256))
 
 
 def test_the_family_tells_the_size_of_a_tiny_vit_s_images():
@@ -121,7 +210,7 @@ def test_the_family_tells_the_preprocessing(naming, settings):
     assert identify_encoder(tensors, settings=kept).config.preprocessing == "medsam"
 
 
-@pytest.mark.parametrize("config", [*VITS.values(), *TINY_VITS.values(), VIT_B, LITE_MEDSAM])
+@pytest.mark.parametrize("config", [*VITS.values(), *TINY_VITS.values(), *EFFICIENT_VITS.values(), VIT_B, LITE_MEDSAM])
 def test_the_flax_tree_is_the_one_that_the_module_makes(config):
     image = jax.ShapeDtypeStruct((*config.image_size, 3), jnp.float32)
     made = jax.eval_shape(make_encoder(config).init, jax.random.key(0), image)
@@ -131,7 +220,11 @@ def test_the_flax_tree_is_the_one_that_the_module_makes(config):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
 @pytest.mark.parametrize(
-    ("config", "naming"), [*((config, naming) for config in VITS.values() for naming in NAMINGS), (SMALL, "meta")]
+    ("config", "naming"),
+    [
+        *((config, naming) for config in VITS.values() for naming in NAMINGS),
+        *((config, "meta") for config in (SMALL, *EFFICIENT_VITS.values())),
+    ],
 )
 def test_there_and_back_is_the_identity_bit_for_bit(config, naming, dtype):
     tensors = state_dict(config, naming, dtype)
@@ -240,9 +333,12 @@ def test_two_encoders_are_refused():
     ("name", "message"),
     [
         ("mask_decoder.iou_token.weight", "The checkpoint holds no image encoder."),
-        ("image_encoder.features.0.0.c.weight", r"The checkpoint's image encoder \(RepViT-SAM\) is neither a ViT"),
-        ("image_encoder.backbone.input_stem.x", r"The checkpoint's image encoder \(EfficientViT-SAM\) is neither"),
-        ("image_encoder.trunk.blocks.0.norm1.weight", "of its 1 tensors, the first are image_encoder.trunk.blocks.0"),
+        ("image_encoder.features.0.0.c.weight", r"The checkpoint's image encoder \(RepViT-SAM\) cannot be converted"),
+        (
+            "image_encoder.backbone.input_stem.x",
+            r"The checkpoint's image encoder \(EfficientViT-SAM\) cannot be converted",
+        ),
+        ("image_encoder.trunk.body.0.norm1.weight", "Of its 1 tensors, the first are image_encoder.trunk.body.0"),
     ],
 )
 def test_other_encoders_are_refused(name, message):
@@ -252,8 +348,11 @@ def test_other_encoders_are_refused(name, message):
 def test_a_hostile_number_of_blocks_is_refused_before_a_table_is_made():
     extra = {"image_encoder.blocks.9999.norm1.weight": (32,)}
     assert "10000 blocks are asked for; at most 1024" in error_of(described(shapes_of(VIT_TINY) | extra))
-    forged = {OWN: {"encoder": config_to_dict(VIT_TINY) | {"depth": 10**12}}}
-    assert "1000000000000 blocks are asked for" in error_of(described(shapes_of(VIT_TINY)), settings=forged)
+    extra = {"image_encoder.neck.middle.op_list.9999.x": (32,)}
+    assert "10000 blocks are asked for; at most 1024" in error_of(described(shapes_of(EFFICIENT) | extra))
+    for config, name, value in ((VIT_TINY, "depth", 10**12), (EFFICIENT, "neck_depth", 10**12)):
+        forged = {OWN: {"encoder": config_to_dict(config) | {name: value}}}
+        assert "1000000000000 blocks are asked for" in error_of(described(shapes_of(config)), settings=forged)
 
 
 @pytest.mark.parametrize("shape", [(), (0, 0, 0, 0), (1, 8, 8, 0), (1, 0, 8, 32), (1, 10**9, 10**9, 10**9)])
@@ -276,7 +375,7 @@ def test_our_own_settings_that_the_weights_contradict_are_refused():
     [
         (3, "must be an object, got 3"),
         ({"encoder": 3}, "An encoder's settings must be a JSON object with a kind, got 3"),
-        ({"encoder": {"kind": "resnet"}}, "must be one of vit, tiny_vit, got 'resnet'"),
+        ({"encoder": {"kind": "resnet"}}, "must be one of vit, tiny_vit, efficient_vit, hiera, got 'resnet'"),
         ({"encoder": {"kind": "vit", "widht": 3}}, "Unknown settings for ViTConfig: widht"),
         ({"encoder": {"kind": "vit", "width": "3"}}, "ViTConfig.width must be a positive integer, got '3'"),
         ({"encoder": {"kind": "vit", "global_blocks": 3}}, "a value of a wrong type"),
@@ -288,9 +387,30 @@ def test_damaged_settings_are_one_clear_error(settings, message):
     assert message in error_of(described(shapes_of(VIT_TINY)), settings={OWN: settings})
 
 
-@pytest.mark.parametrize("config", [VIT_TINY, AMBIGUOUS, SMALL, LITE_MEDSAM, VIT_H])
+@pytest.mark.parametrize("config", [VIT_TINY, AMBIGUOUS, SMALL, LITE_MEDSAM, VIT_H, EFFICIENT])
 def test_settings_survive_json(config):
     assert config_from_dict(config_to_dict(config)) == config
+
+
+@pytest.mark.parametrize("config", [VIT_TINY, VIT_H, SMALL])
+def test_settings_with_a_ratio_of_the_mlp_s_width_are_read(config):
+    """Files that were written before `mlp_width` have it."""
+    values = config_to_dict(config)
+    if mlp_width := values.pop("mlp_width", None):
+        values["mlp_ratio"] = mlp_width // values["width"]
+    assert config_from_dict(values) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mlp_ratio": "4"}, "ViTConfig.mlp_width must be a positive integer, got '4'"),
+        ({"mlp_ratio": 4, "width": "3"}, "ViTConfig.width must be a positive integer, got '3'"),
+    ],
+)
+def test_a_damaged_ratio_is_one_clear_error(change, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_dict({"kind": "vit"} | change)
 
 
 HF = {
@@ -304,7 +424,7 @@ HF = {
 }
 
 
-@pytest.mark.parametrize("hidden", [{}, {"mlp_dim": 128}, {"mlp_ratio": 4.0, "mlp_dim": None}])
+@pytest.mark.parametrize("hidden", [{}, {"mlp_dim": 128}, {"mlp_ratio": 4.0}, {"mlp_ratio": 2, "mlp_dim": 128}])
 def test_a_hugging_face_config_is_used(hidden):
     """Its windows are as large as the grid."""
     found = encoder_from_torch(state_dict(AMBIGUOUS, "hf"), settings={"vision_config": HF | hidden})
@@ -318,9 +438,10 @@ def test_a_hugging_face_config_is_used(hidden):
         ({"hidden_act": "relu"}, "hidden_act 'relu' where only 'gelu'"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05 where only 1e-06"),
         ({"use_rel_pos": False}, "use_rel_pos False where only True"),
-        ({"mlp_ratio": 2.5}, "mlp_ratio must be a whole number, got 2.5"),
-        ({"mlp_ratio": "4"}, "mlp_ratio must be a whole number, got '4'"),
-        ({"mlp_dim": 100}, "mlp_ratio must be a whole number, got 3.125"),
+        ({"mlp_ratio": "4"}, "mlp_ratio must be a number, got '4'"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio must be a number, got nan"),
+        ({"mlp_dim": 100.5}, "mlp_dim must be a positive integer, got 100.5"),
+        ({"mlp_dim": 100}, "layers.0.mlp.lin1.weight: got (128, 32), wanted (100, 32)"),
         ({"image_size": [128, 128]}, "image_size must be a positive integer"),
         ({"global_attn_indexes": 3}, "No image encoder can have this checkpoint's sizes"),
         ({"num_hidden_layers": 10**9}, "1000000000 blocks are asked for"),
@@ -340,10 +461,15 @@ def test_variables_with_faults_are_refused():
         encoder_to_torch(encoder(VIT_TINY), variables)
 
 
-def test_hugging_face_has_no_names_for_a_tiny_vit():
+@pytest.mark.parametrize(("config", "title"), [(SMALL, "TinyViT"), (EFFICIENT, "EfficientViT")])
+def test_hugging_face_has_names_for_a_vit_alone(config, title):
+    variables = encoder_from_torch(state_dict(config)).variables
+    with pytest.raises(ValueError, match=f"Hugging Face has no names for {title}"):
+        encoder_to_torch(encoder(config), variables, "hf")
+
+
+def test_there_are_two_namings():
     variables = encoder_from_torch(state_dict(SMALL)).variables
-    with pytest.raises(ValueError, match="Hugging Face has no names for a TinyViT"):
-        encoder_to_torch(encoder(SMALL), variables, "hf")
     with pytest.raises(ValueError, match="naming must be one of meta, hf, got 'torch'"):
         encoder_to_torch(encoder(SMALL), variables, "torch")
 

@@ -127,6 +127,12 @@ def test_a_folder_of_several_files(folder, suffix):
     np.testing.assert_array_equal(tensors["b"], B)
 
 
+def test_safetensors_come_first_in_several_files_too(folder):
+    shard(folder, {"b": "two.safetensors", "a": "one.safetensors"})
+    (folder / "pytorch_model.bin").write_bytes(b"broken, and not needed")
+    assert read_tensors(folder).keys() == {"a", "b"}
+
+
 def test_notes_of_parts_name_the_part(folder):
     shard(folder, {"a": "one.bin", "b": "two.bin"}, "bin")
     with (folder / "two.bin").open("ab") as file:

@@ -376,7 +376,7 @@ def test_hugging_face_settings_with_metas_names_are_refused():
     [
         ({}, "This checkpoint is not a SAM decoder: it holds no tensors."),
         ({"image_encoder.pos_embed": (1, 64, 64, 8)}, "This checkpoint is an image encoder alone."),
-        ({"mask_decoder.hf_token.weight": (1, 256)}, "This checkpoint is SAM-HQ."),
+        ({"mask_decoder.final_output_upscaling_layers.0.0.bias": (64,)}, "This checkpoint is EfficientSAM."),
         ({"0.conv.weight": (16, 3)}, "This checkpoint is not a SAM decoder: of its 1 tensors, the first are 0.conv"),
     ],
 )

@@ -20,11 +20,17 @@ PARAMS = random_variables()["params"]["mask_decoder"]
 @functools.cache
 def jitted(config: Any) -> Any:
     decoder = MaskDecoder(config)
-    return jax.jit(lambda params, *inputs: decoder.apply({"params": params}, *inputs, capture_intermediates=True))
+
+    def run(params: Any, image: Any, *inputs: Any) -> Any:
+        variables = {"params": params}
+        return decoder.apply(variables, image, jnp.zeros_like(image), *inputs, capture_intermediates=True)
+
+    return jax.jit(run)
 
 
 def decode(params: Any, inputs: tuple, config: Any = CONFIG) -> tuple[jax.Array, jax.Array]:
-    return jitted(config)(params, *inputs)[0]
+    out = jitted(config)(params, *inputs)[0]
+    return out.logits, out.iou
 
 
 @pytest.fixture
@@ -55,14 +61,14 @@ def mlp(layers: Any, x: Any) -> Any:
 
 def test_what_logits_and_iou_are_made_of(inputs):
     """IoUs come from token 0; the weights of mask m's logits from token 1 + m and a hypernetwork of its own."""
-    (logits, iou), state = jitted(CONFIG)(PARAMS, *inputs)
+    out, state = jitted(CONFIG)(PARAMS, *inputs)
     parts = jax.tree.map(np.asarray, state["intermediates"])
     tokens, _ = parts["two_way"]["__call__"][0]
     (features,) = parts["upscaling"]["__call__"]
     for m in range(4):
         hypernetwork = jax.tree.map(lambda leaf, m=m: np.asarray(leaf[m]), PARAMS["hypernetworks"])
-        np.testing.assert_allclose(logits[m], features @ mlp(hypernetwork, tokens[1 + m]), atol=1e-5)
-    np.testing.assert_allclose(iou, mlp(PARAMS["iou_head"], tokens[0]), atol=1e-5)
+        np.testing.assert_allclose(out.logits[m], features @ mlp(hypernetwork, tokens[1 + m]), atol=1e-5)
+    np.testing.assert_allclose(out.iou, mlp(PARAMS["iou_head"], tokens[0]), atol=1e-5)
 
 
 @pytest.mark.parametrize("mask", [0, 2])

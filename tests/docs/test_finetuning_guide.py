@@ -59,7 +59,9 @@ def save_stand_in(folder: Path) -> None:
     size = (128, 128)
     model = sam_jax.Sam(dataclasses.replace(TINY, depth=1, mlp_width=32, iou_head_depth=2))
     encoder = ImageEncoder(
-        ViTConfig(width=16, depth=1, heads=2, window_size=4, global_blocks=(0,), out_width=32, image_size=size)
+        ViTConfig(
+            width=16, depth=1, heads=2, mlp_width=64, window_size=4, global_blocks=(0,), out_width=32, image_size=size
+        )
     )
     of_encoder = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((*size, 3)))
     sam_jax.save(folder, model, random_variables(model), encoder, of_encoder)

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_encoder import noise, random_variables
 
 from sam_jax.encoders.config import LITE_MEDSAM, TINY_VIT, TinyViTConfig
-from sam_jax.encoders.tiny_vit import NORM_EPS, ConvNorm, TinyViT, WindowAttention, depthwise, offset_index
+from sam_jax.encoders.tiny_vit import TinyViT, WindowAttention, offset_index
 
 F32 = jnp.dtype("float32")
 SMALL = TinyViTConfig(
@@ -18,22 +19,6 @@ SMALL = TinyViTConfig(
     out_width=16,
     image_size=(64, 96),
 )
-
-
-def noise(*shape, seed=1):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
-
-
-def random_variables(module, *inputs):
-    """Fill every leaf with noise; variances stay positive."""
-    generator = np.random.default_rng(0)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
-
-    def draw(path, leaf):
-        values = 0.3 * generator.standard_normal(leaf.shape, np.float32)
-        return jnp.asarray(np.exp(values) if path[-1].key == "variance" else values)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @functools.cache
@@ -85,38 +70,6 @@ def test_each_offset_has_its_own_bias():
     row, column, other_row, other_column = np.indices(index.shape)
     np.testing.assert_array_equal(index // 4, abs(row - other_row))
     np.testing.assert_array_equal(index % 4, abs(column - other_column))
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise_is_a_grouped_convolution(stride):
-    x, kernel = noise(7, 6, 5), noise(3, 3, 1, 5, seed=2)
-    expected = jax.lax.conv_general_dilated(
-        x[None],
-        kernel,
-        (stride, stride),
-        [(1, 1), (1, 1)],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=5,
-    )
-    np.testing.assert_allclose(depthwise(x, kernel, stride), expected[0], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("depthwise", [False, True])
-def test_conv_norm_is_a_convolution_and_then_a_norm(depthwise):
-    x, layer = noise(6, 8, 4), ConvNorm(4, F32, side=3, stride=2, depthwise=depthwise)
-    variables = random_variables(layer, x)
-    params, constants = variables["params"], variables["constants"]
-    plain = jax.lax.conv_general_dilated(
-        x[None],
-        params["kernel"],
-        (2, 2),
-        [(1, 1), (1, 1)],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=4 if depthwise else 1,
-    )[0]
-    normalised = (plain - constants["mean"]) / np.sqrt(constants["variance"] + NORM_EPS)
-    expected = normalised * params["scale"] + params["bias"]
-    np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=0, atol=2e-6)
 
 
 def test_statistics_are_constants_and_nothing_else_is():

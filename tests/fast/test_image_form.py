@@ -11,24 +11,27 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_model import random_embedding, random_variables
+from random_model import FAMILIES, random_embedding, random_features, random_variables
 
 from sam_jax import MaskPrediction, Prompts, Sam
 from sam_jax.config import TINY, SamConfig
 from sam_jax.decoder.attention import Attention
+from sam_jax.decoder.features import maps_of
 from sam_jax.decoder.layers import ConvTranspose2x2, layer_norm
 from sam_jax.decoder.mask_decoder import Upscaling
 from sam_jax.fast.absorbed import WrittenForm, decode_absorbed
 from sam_jax.fast.image_form import (
+    HeadMaps,
     centred_kernel,
     channels_first,
+    head_maps,
     heads_of,
     in_order,
     joined,
     linear,
-    masks,
     scaled,
     unfused,
+    upscale,
 )
 from sam_jax.fast.low_rank import decode_low_rank, prepare_image
 
@@ -38,17 +41,18 @@ CONFIGS = {
     "two blocks": WIDE,
     "one block": dataclasses.replace(WIDE, depth=1, attention_downsample=1, block_norm_eps=1e-3),
     "three blocks": dataclasses.replace(WIDE, depth=3, heads=4, multimask_outputs=1, final_norm_eps=1e-3),
-}
+} | {name: dataclasses.replace(WIDE, **settings) for name, settings in FAMILIES.items()}
 FORMS = ("low_rank", "absorbed")
 
 
-def decode_in(form: str, model: Sam, variables: Any, embedding: jax.Array, prompts: Prompts) -> MaskPrediction:
+def decode_in(form: str, model: Sam, variables: Any, features: Any, prompts: Prompts) -> MaskPrediction:
     """Decode prompt sets on one image in a form."""
     if form == "low_rank":
-        return decode_low_rank(model, variables, prepare_image(model, variables, embedding), prompts)
+        return decode_low_rank(model, variables, prepare_image(model, variables, features), prompts)
     if form == "absorbed":
-        return decode_absorbed(model, variables, embedding, prompts)
-    return jax.vmap(functools.partial(model.apply, variables, embedding))(prompts)
+        head = head_maps(model, variables, features)
+        return decode_absorbed(model, variables, maps_of(features)["embedding"], head, prompts)
+    return jax.vmap(functools.partial(model.apply, variables, features))(prompts)
 
 
 jitted = jax.jit(decode_in, static_argnums=(0, 1))
@@ -65,8 +69,11 @@ def share(difference: jax.Array, of: jax.Array) -> float:
 def assert_same(ours: MaskPrediction, plain: MaskPrediction, tolerance: float) -> None:
     assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, plain)
     assert ours.logits.dtype == plain.logits.dtype
-    assert share(ours.logits - plain.logits, plain.logits) < tolerance
-    assert share(ours.iou - plain.iou, plain.iou) < tolerance
+    for name in ("logits", "iou", "object_score", "hq"):
+        if (of_plain := getattr(plain, name)) is not None:
+            assert share(getattr(ours, name) - of_plain, of_plain) < tolerance, name
+    if plain.single is not None:
+        np.testing.assert_array_equal(ours.single, plain.single)
 
 
 @pytest.fixture
@@ -150,18 +157,17 @@ def test_attention_and_norm_of_every_block(case: Case) -> None:
             case.update(i)
 
 
-def test_masks_are_the_product_with_the_upscaled_image(case: Case) -> None:
+def test_the_image_is_upscaled(case: Case) -> None:
     for i in range(3):
         case.update(i)
     params = case.params["upscaling"]
-    weights = jnp.asarray(np.random.default_rng(6).normal(size=(3, case.config.width // 8)))
     convolve, parts = case.form.convolution(case.image, params["conv_0"])
     kernel, bias = centred_kernel(params["conv_0"])
     convolved = convolve(*(x[0] for x in parts))
     np.testing.assert_allclose(convolved, kernel @ case.plain.T + bias[:, None], atol=1e-11)
-    ours = in_order(masks(params, convolved, weights)[None], GRID)[0]
+    ours = in_order(upscale(params, convolved, HeadMaps()), GRID)
     upscaled = Upscaling(case.config).apply({"params": params}, case.plain.reshape(*GRID, -1))
-    np.testing.assert_allclose(ours, jnp.einsum("md,hwd->mhw", weights, upscaled), atol=1e-11)
+    np.testing.assert_allclose(ours, jnp.moveaxis(upscaled, -1, 0), atol=1e-11)
 
 
 def test_a_centred_kernel_takes_the_mean_of_each_sub_pixel_away(rng: Any) -> None:
@@ -222,6 +228,14 @@ def test_every_prompt_in_float64(form: str, x64: None) -> None:
     assert ours.valid.tolist() == [True] * 5 + [False]
     assert jnp.isneginf(ours.iou[5]).all()
     assert_same(*(jax.tree.map(lambda x: x[:5], out) for out in (ours, plain)), 1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", ["sam_hq", "sam2", "hq_sam2"])
+def test_every_family(family: str, form: str, x64: None) -> None:
+    model = model_of(family)
+    arguments = random_variables(model, dtype=np.float64), random_features(model=model), mixed()
+    assert_same(jitted(form, model, *arguments), jitted("plain", model, *arguments), 1e-10)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -290,19 +304,21 @@ def test_any_weights_and_image_in_float32(form: str, seed: int) -> None:
     assert_same(jitted(form, model, *arguments), jitted("plain", model, *arguments), 5e-6)
 
 
-def loss(form: str, model: Sam, params: Any, constants: Any, embedding: jax.Array) -> jax.Array:
-    out = decode_in(form, model, {"params": params, "constants": constants}, embedding, clicks())
-    return jnp.sin(out.logits).sum() + jnp.sin(out.iou).sum()
+def loss(form: str, model: Sam, params: Any, constants: Any, features: Any) -> jax.Array:
+    out = decode_in(form, model, {"params": params, "constants": constants}, features, clicks())
+    outputs = (out.logits, out.iou, out.object_score, out.hq)
+    return sum(jnp.sin(x).sum() for x in outputs if x is not None)
 
 
 gradient = jax.jit(jax.grad(loss, argnums=(2, 4)), static_argnums=(0, 1))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_gradients_are_those_of_the_plain_form(form: str, x64: None) -> None:
-    model = model_of("one block")
-    variables, embedding = random_variables(model, dtype=np.float64), random_embedding(model=model).astype(float)
-    arguments = variables["params"], variables["constants"], embedding
+@pytest.mark.parametrize("name", ["one block", "sam_hq", "sam2"])
+def test_gradients_are_those_of_the_plain_form(name: str, form: str, x64: None) -> None:
+    model = model_of(name)
+    variables, features = random_variables(model, dtype=np.float64), random_features(model=model)
+    arguments = variables["params"], variables["constants"], jax.tree.map(lambda x: x.astype(float), features)
     ours, plain = (gradient(name, model, *arguments) for name in (form, "plain"))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-8 * (1 + jnp.abs(b).max()), err_msg=jax.tree_util.keystr(path))

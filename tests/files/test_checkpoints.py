@@ -68,10 +68,17 @@ def test_special_values_survive(variables, tmp_path):
 
 def test_the_folder_says_what_it_is(folder):
     values = json.loads((folder / "config.json").read_text())
-    assert values["provenance"] == {"family": "sam", "source": "sam.pth", "sha256": "0" * 64, "licence": "Apache-2.0"}
+    assert values["provenance"] == dataclasses.asdict(PROVENANCE)
     assert values["config"]["width"] == TINY.width
     assert values["arrays"]["constants/prompt_encoder/gaussian_matrix"] == "float32[2,16]"
     assert values["version"]
+
+
+def test_a_folder_from_before_commits_were_written_down_is_read(folder):
+    known = dataclasses.asdict(PROVENANCE)
+    del known["commit"]
+    edit(folder, provenance=known)
+    assert Manifest.read(folder).provenance == PROVENANCE
 
 
 def test_variables_of_another_model_are_not_saved(variables, tmp_path):

@@ -20,7 +20,7 @@ from sam_jax.config import TINY
 from sam_jax.convert import own_metadata, read_tensors, write_tensors
 from sam_jax.convert.encoders import TABLES
 from sam_jax.convert.tables.rules import torch_shapes
-from sam_jax.encoders.config import VIT_TINY, TinyViTConfig
+from sam_jax.encoders.config import VIT_TINY, EfficientViTConfig, TinyViTConfig
 from sam_jax.encoders.encoder import make_encoder
 from sam_jax.errors import CheckpointError
 from sam_jax.files.manifest import Manifest
@@ -36,7 +36,19 @@ TINY_VIT = TinyViTConfig(
     out_width=32,
     image_size=(128, 128),
 )
-CONFIGS = {"vit": VIT, "tiny_vit": TINY_VIT}
+EFFICIENT_VIT = EfficientViTConfig(
+    widths=(4, 8, 8, 16, 24),
+    depths=(1, 1, 1, 2, 2),
+    head_width=8,
+    neck_width=16,
+    neck_depth=1,
+    out_width=32,
+    grid_size=(8, 8),
+    image_size=(64, 64),
+    prompt_frame=(128, 128),
+)
+CONFIGS = {"vit": VIT, "tiny_vit": TINY_VIT, "efficient_vit": EFFICIENT_VIT}
+TITLES = {"vit": "ViT", "tiny_vit": "TinyViT", "efficient_vit": "EfficientViT"}
 DECODER = dataclasses.replace(TINY, final_norm_eps=1e-3)
 """Its heads, sizes and epsilon are unlike any family's."""
 
@@ -153,7 +165,7 @@ def test_a_collection_without_arrays_is_as_good_as_none(file, kind, tmp_path):
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        ({"kind": "resnet"}, "must be one of vit, tiny_vit, got 'resnet'"),
+        ({"kind": "resnet"}, "must be one of vit, tiny_vit, efficient_vit, hiera, got 'resnet'"),
         (None, "must be a JSON object with a kind, got None"),
         ({"kind": "vit", "depth": 10**12}, "1000000000000 blocks"),
         ({"kind": "vit"}, r"missing:(\n  params/.*)*\n  params/block_4"),
@@ -196,7 +208,7 @@ def test_hugging_face_s_names_are_written_for_a_vit_alone(run, file, kind, tmp_p
         assert read_tensors(tmp_path / "hf.safetensors").keys() == tensors_of(kind, "hf").keys()
         assert_loads(tmp_path / "hf.safetensors", kind)
     else:
-        assert "Hugging Face has no names for a TinyViT" in out
+        assert f"Hugging Face has no names for {TITLES[kind]}" in out
         assert list(tmp_path.iterdir()) == []
 
 
@@ -218,25 +230,23 @@ def test_a_file_without_an_encoder_is_refused(run, kind, tmp_path):
 
 
 def test_inspect_tells_the_encoder(run, file, folder, kind, tmp_path):
-    name = {"vit": "ViT", "tiny_vit": "TinyViT"}[kind]
+    name = f"{TITLES[kind]} of {CONFIGS[kind].image_size[0]} x {CONFIGS[kind].image_size[1]} pixels"
     own = [array.size for name, array in tensors_of(kind).items() if name.startswith("image_encoder.")]
     out = run("inspect", file)
-    assert f"{name} of 128 x 128 pixels, {len(own)}: {sum(own):,} float32" in out
+    assert f"{name}, {len(own)}: {sum(own):,} float32" in out
     assert "ignored none" in " ".join(out.split())
-    assert f"{name} of 128 x 128 pixels, " in run("inspect", folder)
+    assert f"{name}, " in run("inspect", folder)
     assert "MedSAM (medsam)" in out
 
 
 def test_inspect_tells_an_encoder_that_is_not_whole(run, kind, tmp_path):
     tensors = dict(tensors_of(kind))
-    del tensors["image_encoder.neck.1.bias"]
+    lost = "image_encoder.norm.bias (32,)" if kind == "efficient_vit" else "image_encoder.neck.1.bias (32,)"
+    del tensors[lost.partition(" ")[0]]
     safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
     out = run("inspect", tmp_path / "x.safetensors")
-    wanted = {
-        "vit": "so that its shapes do not tell which blocks are global",
-        "tiny_vit": "image_encoder.neck.1.bias (32,)",
-    }
-    assert wanted[kind] in " ".join(out.split())
+    wanted = "so that its shapes do not tell which blocks are global" if kind == "vit" else lost
+    assert wanted in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
@@ -275,4 +285,4 @@ def test_a_family_that_is_asked_for_wins_over_the_settings(file, kind):
         2,
     )
     encoder, _ = sam_jax.load_encoder(file, family="lite_medsam")
-    assert encoder.config.image_size == ((128, 128) if kind == "vit" else (256, 256))
+    assert encoder.config.prompt_frame == ((128, 128) if kind == "vit" else (256, 256))

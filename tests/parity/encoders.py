@@ -38,7 +38,7 @@ def official_vit(config: ViTConfig) -> torch.nn.Module:
         depth=config.depth,
         embed_dim=config.width,
         img_size=config.image_size[0],
-        mlp_ratio=config.mlp_ratio,
+        mlp_ratio=config.mlp_width / config.width,
         norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
         num_heads=config.heads,
         patch_size=config.patch_size,

@@ -1,44 +1,16 @@
 """The official PyTorch decoder with random weights, and what each of its parts returns."""
 
-import importlib
-import importlib.util
 import re
-import sys
-import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from parity.stand_ins import import_package
 from scipy import ndimage
 from stages import TWO
 
 from sam_jax.config import SamConfig
-
-
-def box_area(boxes: torch.Tensor) -> torch.Tensor:
-    """Return width times height of boxes (x0, y0, x1, y1)."""
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
-def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """Do what torchvision's does on a CPU for boxes of one category: scores are sorted stably, an IoU of NaN (two boxes
-    without an area) suppresses nothing, nor does one at the threshold.
-    """
-    assert not idxs.any()
-    order = torch.sort(scores, descending=True, stable=True).indices
-    area, suppressed, kept = box_area(boxes), torch.zeros(len(boxes), dtype=torch.bool), []
-    for position, i in enumerate(order):
-        if suppressed[i]:
-            continue
-        kept.append(int(i))
-        others = order[position + 1 :]
-        low = torch.maximum(boxes[i, :2], boxes[others, :2])
-        high = torch.minimum(boxes[i, 2:], boxes[others, 2:])
-        shared = (high - low).clamp(min=0).prod(-1)
-        suppressed[others] |= shared / (area[i] + area[others] - shared) > iou_threshold
-    return torch.tensor(kept, dtype=torch.int64)
 
 
 def connected_components(mask: np.ndarray, connectivity: int) -> tuple[Any, ...]:
@@ -49,27 +21,7 @@ def connected_components(mask: np.ndarray, connectivity: int) -> tuple[Any, ...]
     return number + 1, regions, sizes[:, None], None
 
 
-def _import_segment_anything() -> types.ModuleType:
-    """Import the official package. Where torchvision is missing, what it uses of it has stand-ins: PIL's resize, which
-    torchvision's is, and `batched_nms`.
-    """
-    stand_ins = {}
-    if importlib.util.find_spec("torchvision") is None:
-        for name in ("", ".ops", ".ops.boxes", ".transforms", ".transforms.functional"):
-            stand_ins["torchvision" + name] = types.ModuleType("torchvision" + name)
-        boxes, functional = stand_ins["torchvision.ops.boxes"], stand_ins["torchvision.transforms.functional"]
-        boxes.batched_nms, boxes.box_area = batched_nms, box_area
-        functional.to_pil_image = Image.fromarray
-        functional.resize = lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR)
-    sys.modules.update(stand_ins)
-    try:
-        return importlib.import_module("segment_anything")
-    finally:
-        for name in stand_ins:
-            del sys.modules[name]
-
-
-segment_anything = _import_segment_anything()
+segment_anything = import_package("segment_anything")
 modeling = segment_anything.modeling
 
 
@@ -114,9 +66,9 @@ class OfficialDecoder(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sparse and dense embeddings of prompts, given as for `Prompts.build`."""
         return self.prompt_encoder(
-            points=None if points is None else (_float(points), _float(labels)),
-            boxes=None if boxes is None else _float(boxes),
-            masks=None if masks is None else _float(masks)[:, None],
+            points=None if points is None else (as_float(points), as_float(labels)),
+            boxes=None if boxes is None else as_float(boxes),
+            masks=None if masks is None else as_float(masks)[:, None],
         )
 
     def tensors(self) -> dict[str, np.ndarray]:
@@ -128,7 +80,8 @@ class OfficialDecoder(torch.nn.Module):
         self.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
 
 
-def _float(value: Any) -> torch.Tensor:
+def as_float(value: Any) -> torch.Tensor:
+    """Return an array as a tensor of float32."""
     return torch.tensor(np.asarray(value, np.float32))
 
 

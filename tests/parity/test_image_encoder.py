@@ -12,6 +12,8 @@ import torch
 import transformers
 from parity.encoders import official_vit, randomise, vit_variables
 
+from sam_jax.convert.encoders import identify_encoder
+from sam_jax.convert.tables.encoder_settings import vit_from_hf
 from sam_jax.encoders.config import VIT_B, VIT_H, VIT_L, VIT_TINY
 from sam_jax.encoders.vit import Block, ImageEncoder, resize_positions
 
@@ -67,9 +69,8 @@ def test_each_block_and_the_embedding(config, dtype, compare):
     compare(ours, official_outputs(encoder, image), TOLERANCE[dtype])
 
 
-def test_hugging_face(compare):
-    config = CONFIGS["square"]
-    settings = transformers.SamVisionConfig(
+def hugging_face_settings(config):
+    return transformers.SamVisionConfig(
         hidden_size=config.width,
         num_hidden_layers=config.depth,
         num_attention_heads=config.heads,
@@ -77,8 +78,15 @@ def test_hugging_face(compare):
         window_size=config.window_size,
         global_attn_indexes=list(config.global_blocks),
         output_channels=config.out_width,
-        mlp_dim=4 * config.width,
+        mlp_dim=config.mlp_width,
     )
+
+
+@pytest.mark.parametrize("name", ["square", "SlimSAM 77"])
+def test_hugging_face(name, compare):
+    config = {**CONFIGS, "SlimSAM 77": dataclasses.replace(CONFIGS["square"], width=168, heads=12, mlp_width=696)}[name]
+    settings = hugging_face_settings(config)
+    assert vit_from_hf({"vision_config": settings.to_dict()}) == config
     model = randomise(transformers.SamVisionModel(settings).eval().requires_grad_(False))
     image = noise(*config.image_size, 3)
     official = model(torch.tensor(image).permute(2, 0, 1)[None]).last_hidden_state[0].permute(1, 2, 0)
@@ -152,6 +160,22 @@ def test_presets_have_the_official_shapes(config):
     official = {name: math.prod(parameter.shape) for name, parameter in encoder.named_parameters()}
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(ours)) == sum(official.values())
     assert len(jax.tree.leaves(ours)) == len(official)
+
+
+@pytest.mark.parametrize(
+    ("config", "numbers"),
+    [
+        (dataclasses.replace(VIT_B, width=384, mlp_width=1536), 23_897_216),
+        (dataclasses.replace(VIT_B, width=168, mlp_width=696), 5_658_968),
+    ],
+    ids=["SlimSAM 50", "SlimSAM 77"],
+)
+def test_slim_sam_is_a_vit_b_with_other_widths(config, numbers):
+    with torch.device("meta"):
+        encoder = transformers.SamVisionModel(hugging_face_settings(config))
+    tensors = encoder.state_dict()
+    assert (len(tensors), sum(tensor.numel() for tensor in tensors.values())) == (177, numbers)
+    assert identify_encoder(tensors).config == config
 
 
 def test_vit_b_at_full_size(compare):

@@ -30,7 +30,9 @@ MODEL = Sam(
     )
 )
 ENCODER = ImageEncoder(
-    ViTConfig(width=16, depth=1, heads=2, window_size=3, global_blocks=(0,), out_width=32, image_size=(96, 96))
+    ViTConfig(
+        width=16, depth=1, heads=2, mlp_width=64, window_size=3, global_blocks=(0,), out_width=32, image_size=(96, 96)
+    )
 )
 SIMULATION = Simulation(clicks=1, refinements=False)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, schedule="cosine", warmup=5, weight_decay=0.0)

@@ -142,6 +142,7 @@ def finetune(
         seed=config.seed,
         workers=config.workers,
         preprocessing=encoder.config.preprocessing,
+        frame_size=encoder.config.image_size,
         target_scale=config.target_scale,
     )
     with contextlib.closing(stream):

@@ -41,7 +41,15 @@ GROUP = 4
 """Blocks of a grown encoder up to a global one, and with it."""
 
 ENCODER = ViTConfig(
-    width=96, depth=5, heads=3, patch_size=8, window_size=8, global_blocks=(2, 4), out_width=64, image_size=IMAGE_SIZE
+    width=96,
+    depth=5,
+    heads=3,
+    mlp_width=384,
+    patch_size=8,
+    window_size=8,
+    global_blocks=(2, 4),
+    out_width=64,
+    image_size=IMAGE_SIZE,
 )
 """The image encoder: a ViT whose windows are quarters of the first images, and a sixteenth of the larger ones."""
 DECODER = SamConfig(

@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 
 from sam_jax.config import SamConfig
 from sam_jax.encoders.config import Preprocessing
-from sam_jax.images.preprocess import prepare
+from sam_jax.images.preprocess import prepare, size_in_frame
 from sam_jax.images.resize import Size, coverage
 from sam_jax.prompts import AnyArray
 from sam_jax.train.data.examples import Example, Source
@@ -52,6 +52,7 @@ def batches(
     seed: int = 0,
     workers: int = 0,
     preprocessing: Preprocessing = "sam",
+    frame_size: Size | None = None,
     target_scale: int = 1,
     process: int | None = None,
     processes: int | None = None,
@@ -70,6 +71,7 @@ def batches(
       seed: of the order and the choices.
       workers: processes that make batches; 0 for threads of this one. End them with the iterator's `close`.
       preprocessing: that of the encoder which is to run (`encoder.config.preprocessing`).
+      frame_size: height and width of that encoder's frame (`encoder.config.image_size`); the decoder's if not given.
       target_scale: how many pixels of a target a low-res pixel has along each side.
       process: the number of this process; JAX's by default.
       processes: how many there are; JAX's by default.
@@ -89,7 +91,12 @@ def batches(
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     dataset = dataset.random_map(
         functools.partial(
-            make_item, config=config, objects=objects, preprocessing=preprocessing, target_scale=target_scale
+            make_item,
+            config=config,
+            objects=objects,
+            preprocessing=preprocessing,
+            frame_size=frame_size,
+            target_scale=target_scale,
         )
     )
     # Split after everything random, which goes by an item's number among all.
@@ -110,6 +117,7 @@ def make_item(
     config: SamConfig,
     objects: int,
     preprocessing: Preprocessing = "sam",
+    frame_size: Size | None = None,
     target_scale: int = 1,
 ) -> Batch:
     """Return one image of a batch, its arrays without the image axis.
@@ -120,13 +128,16 @@ def make_item(
       config: settings of the decoder.
       objects: how many objects to take.
       preprocessing: of an image that is not encoded.
+      frame_size: as in `batches`.
       target_scale: as in `batches`.
     """
     number = len(example.masks)
     chosen = example.masks[rng.choice(number, min(objects, number), replace=False)]
     frame = embedding = None
     if example.encoded is None:
-        frame, input_size = prepare(example.image, config.image_size, preprocessing)
+        frame, _ = prepare(example.image, frame_size or config.image_size, preprocessing)
+        height, width, _ = example.image.shape
+        input_size = size_in_frame((height, width), config.image_size, preprocessing)
     else:
         embedding, input_size = np.asarray(example.encoded.embedding, np.float32), example.encoded.input_size
     found, weight = make_targets(chosen, input_size, config, target_scale)

@@ -44,30 +44,34 @@ EVIDENCE = {
 SCORE = {"mask_decoder.obj_score_token.weight": (1, 256)}
 HIGH_RES = {"mask_decoder.conv_s0.weight": (32, 256, 1, 1)}
 LAYER = "mask_decoder.transformer.layers.0"
+SAM2 = SCORE | HIGH_RES | {f"{LAYER}.mlp.layers.0.weight": (2048, 256)}
+# Families whose decoder differs from SAM's, as their files and Hugging Face's name it.
 RELATIVES = [
-    ("EfficientSAM", {"model.mask_decoder.final_output_upscaling_layers.0.0.weight": (256, 64, 2, 2)}),
-    ("HQ-SAM 2", SCORE | {"mask_decoder.hf_token.weight": (1, 256)}),
-    ("SAM-HQ", {"mask_decoder.hf_token.weight": (1, 256)}),
-    ("SAM-HQ", {"mask_decoder.hq_token.weight": (1, 256)}),
-    ("SAM-HQ", {"hf_token.weight": (1, 256)}),
+    ("hq_sam2", SCORE | {"mask_decoder.hf_token.weight": (1, 256)}),
+    ("sam_hq", {"mask_decoder.hf_token.weight": (1, 256)}),
+    ("hf_sam_hq", {"mask_decoder.hq_token.weight": (1, 256)}),
+    ("sam_hq", {"hf_token.weight": (1, 256), "image_encoder.patch_embed.proj.weight": (768, 3, 16, 16)}),
     (
-        "SAM 3.1",
+        "sam3.1_tracker",
         {
             "tracker.model.interactive_sam_mask_decoder.obj_score_token.weight": (1, 256),
             "tracker.model.sam_mask_decoder.iou_token.weight": (16, 256),
         },
     ),
+    ("sam3_tracker", SCORE | HIGH_RES | {f"{LAYER}.mlp.lin1.weight": (2048, 256)}),
+    ("sam3_tracker", {f"tracker_model.{name}": shape for name, shape in SAM2.items()}),
+    ("edge_tam", SAM2 | {"spatial_perceiver.latents": (256, 64)}),
+    ("edge_tam", SAM2 | {"image_encoder.trunk.body.stem.0.c.weight": (24, 3, 3, 3)}),
+    ("sam2.1", SAM2 | {"no_obj_embed_spatial": (1, 64)}),
+    ("sam2.1", SAM2 | {"occlusion_spatial_embedding_parameter": (1, 64)}),
+    ("sam2", SAM2),
+    ("sam2", SCORE | HIGH_RES | {f"{LAYER}.mlp.proj_in.weight": (2048, 256)}),
+    ("efficient_tam", SCORE | {f"{LAYER}.mlp.layers.0.weight": (2048, 256)}),
+]
+
+REFUSED = [
+    ("EfficientSAM", {"model.mask_decoder.final_output_upscaling_layers.0.0.weight": (256, 64, 2, 2)}),
     ("the multiplex head of SAM 3.1", {"tracker.model.sam_mask_decoder.iou_token.weight": (16, 256)}),
-    ("SAM 3's tracker", SCORE | HIGH_RES | {f"{LAYER}.mlp.lin1.weight": (2048, 256)}),
-    (
-        "SAM 2, EdgeTAM or SAM 3's tracker, by Hugging Face's names",
-        SCORE | HIGH_RES | {f"{LAYER}.mlp.proj_in.weight": (2048, 256)},
-    ),
-    (
-        "SAM 2, SAM 2.1, MedSAM2 or EdgeTAM",
-        SCORE | HIGH_RES | {f"{LAYER}.mlp.layers.0.weight": (2048, 256)},
-    ),
-    ("EfficientTAM", SCORE | {f"{LAYER}.mlp.layers.0.weight": (2048, 256)}),
     (
         "a decoder for volumes, such as SAM-Med3D",
         {"prompt_encoder.mask_downscaling.0.weight": (4, 1, 2, 2, 2)},
@@ -98,7 +102,15 @@ def test_a_family_is_recognised_by_what_is_around_its_decoder(name):
 
 
 def test_other_families_have_no_sign_of_their_own():
-    assert set(FAMILIES) - set(EVIDENCE) == {"medsam", "tiny_sam", "hf_sam"}
+    silent = {"medsam", "tiny_sam", "hf_sam", "medsam2", "efficient_tam_512"}
+    assert set(FAMILIES) - set(EVIDENCE) - {name for name, _ in RELATIVES} == silent
+
+
+@pytest.mark.parametrize(("name", "tensors"), RELATIVES)
+@pytest.mark.parametrize("naming", ["meta", "hf"])
+def test_a_relative_is_recognised_by_its_decoder(name, tensors, naming):
+    refuse_relatives(listing(tensors))
+    assert recognise(listing(tensors), naming) is FAMILIES[name]
 
 
 def test_hugging_face_names_are_a_family_because_their_epsilon_differs():
@@ -108,7 +120,7 @@ def test_hugging_face_names_are_a_family_because_their_epsilon_differs():
 
 def test_the_settings_that_differ_from_segment_anything():
     usual = FAMILIES["sam"]
-    fields = ("block_norm_eps", "final_norm_eps", "image_size", "grid_size", "heads", "preprocessing")
+    fields = ("block_norm_eps", "final_norm_eps", "image_size", "grid_size", "heads", "preprocessing", "linear_iou")
     differing = {
         family.name: {
             field: getattr(family, field) for field in fields if getattr(family, field) != getattr(usual, field)
@@ -122,6 +134,16 @@ def test_the_settings_that_differ_from_segment_anything():
         "efficientvit_sam": {"block_norm_eps": 1e-6, "final_norm_eps": 1e-6},
         "sam_med2d": {"image_size": (256, 256), "grid_size": (16, 16)},
         "samed": {"image_size": (512, 512), "grid_size": (32, 32)},
+        "sam2": {"preprocessing": "sam2"},
+        "sam2.1": {"preprocessing": "sam2"},
+        "hq_sam2": {"preprocessing": "sam2"},
+        "medsam2": {"image_size": (512, 512), "grid_size": (32, 32), "preprocessing": "medsam2"},
+        "edge_tam": {"preprocessing": "sam2"},
+        "efficient_tam": {"preprocessing": "sam2"},
+        "efficient_tam_512": {"image_size": (512, 512), "grid_size": (32, 32)},
+        "sam3_tracker": {"image_size": (1008, 1008), "grid_size": (72, 72)},
+        "sam3.1_tracker": {"image_size": (1008, 1008), "grid_size": (72, 72), "linear_iou": True},
+        "hf_sam_hq": {"block_norm_eps": 1e-6},
         "hf_sam": {"block_norm_eps": 1e-6},
     }
     assert (usual.block_norm_eps, usual.final_norm_eps, usual.heads) == (1e-5, 1e-5, 8)
@@ -137,8 +159,8 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
         find_family("sam9")
 
 
-@pytest.mark.parametrize(("title", "tensors"), RELATIVES)
-def test_relatives_are_refused_by_name(title, tensors):
+@pytest.mark.parametrize(("title", "tensors"), REFUSED)
+def test_others_are_refused_by_name(title, tensors):
     with pytest.raises(CheckpointError) as caught:
         refuse_relatives(listing(tensors))
     assert str(caught.value).startswith(f"This checkpoint is {title}")

@@ -139,15 +139,53 @@ def test_every_entry_of_an_hf_config_is_used():
     )
 
 
-@pytest.mark.parametrize("kind", ["sam_hq", "sam2", "sam2_video", "sam3", "sam3_tracker", "edgetam", "edgetam_video"])
-def test_relatives_by_model_type_are_recognised(kind):
-    with pytest.raises(CheckpointError, match=f"model_type '{kind}'. It is recognised, but not supported yet"):
-        config_from_hf({"model_type": kind})
+def test_hugging_face_s_sam_hq():
+    wanted = SamConfig(block_norm_eps=1e-6, hq=True, early_width=1024)
+    assert config_from_hf({"model_type": "sam_hq", "mask_decoder_config": {"vit_dim": 1024}}) == wanted
+    assert config_from_hf({"model_type": "sam_hq"}).early_width == 768
+
+
+SAM2_CONFIG = SamConfig(
+    high_resolution=True,
+    object_score=True,
+    iou_sigmoid=True,
+    pad_boxes=True,
+    dynamic_multimask=True,
+    postprocessing="sam2",
+)
+
+
+@pytest.mark.parametrize("kind", ["sam2", "sam2_video", "edgetam", "edgetam_video", "sam3_tracker"])
+def test_hugging_face_s_sam2_and_its_relatives(kind):
+    frame = {"image_size": (1008, 1008), "grid_size": (72, 72)} if kind == "sam3_tracker" else {}
+    assert config_from_hf({"model_type": kind}) == dataclasses.replace(SAM2_CONFIG, **frame)
+
+
+@pytest.mark.parametrize("key", ["dynamic_multimask_stability_delta", "dynamic_multimask_stability_thresh"])
+def test_another_rule_for_stable_masks_is_refused(key):
+    with pytest.raises(CheckpointError, match=f"{key} 0.5 where only"):
+        config_from_hf({"model_type": "sam2", "mask_decoder_config": {key: 0.5}})
+
+
+RELATIVES = {
+    "sam_hq": dataclasses.replace(EIGHT_HEADS, hq=True, early_width=40),
+    "hq_sam2": dataclasses.replace(SAM2_CONFIG, hq=True),
+    "sam2": SAM2_CONFIG,
+    "efficient_tam": dataclasses.replace(SAM2_CONFIG, high_resolution=False),
+    "sam3.1_tracker": dataclasses.replace(SAM2_CONFIG, iou_sigmoid=False, image_size=(1008, 1008), grid_size=(72, 72)),
+}
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_shapes_tell_which_parts_a_decoder_has(naming, name):
+    shapes = torch_shapes(RELATIVES[name], naming)
+    assert config_from_shapes(shapes, naming, FAMILIES[name], "") == RELATIVES[name]
 
 
 @pytest.mark.parametrize("settings", [{"model_type": "bert"}, {"model_type": 3}, {}])
 def test_other_model_types_are_refused(settings):
-    with pytest.raises(CheckpointError, match=r"model_type .* sam is wanted\."):
+    with pytest.raises(CheckpointError, match=r"model_type .* One of sam, sam_hq, .* is wanted\."):
         config_from_hf(settings)
 
 

@@ -24,6 +24,7 @@ ENCODER = ImageEncoder(
         width=24,
         depth=5,
         heads=3,
+        mlp_width=96,
         patch_size=16,
         window_size=3,
         global_blocks=(2, 4),

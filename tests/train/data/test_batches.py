@@ -133,6 +133,12 @@ def test_the_frame_is_as_the_encoder_wants_it() -> None:
     np.testing.assert_array_equal(item.input_size, TINY.image_size)
 
 
+def test_the_frame_has_the_encoder_s_size_and_the_prompts_the_decoder_s() -> None:
+    item = make_item(SCENES[0], np.random.default_rng(0), config=TINY, objects=1, frame_size=(64, 64))
+    np.testing.assert_array_equal(item.images, prepare(SCENES[0].image, (64, 64))[0])
+    np.testing.assert_array_equal(item.input_size, prepare(SCENES[0].image, TINY.image_size)[1])
+
+
 def test_a_seed_gives_one_sequence() -> None:
     assert_same(take(5), take(5))
     assert not np.array_equal(take(1)[0].images, take(1, seed=6)[0].images)

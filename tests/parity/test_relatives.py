@@ -1,0 +1,129 @@
+"""The decoders of SAM-HQ and SAM 2 against their own packages, for every kind of prompt."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity.kinds import KINDS, prompts_in_pixels
+from parity.official import difference
+from parity.relatives import HqDecoder, Sam2Decoder, channels_first, random_relative, tensors_of
+from random_model import SAM2, random_features
+
+from sam_jax.batch.decode import Sizes
+from sam_jax.batch.predict import predict_masks
+from sam_jax.batch.select import select_masks
+from sam_jax.config import TINY
+from sam_jax.convert.state_dict import from_torch, to_torch
+from sam_jax.decoder.model import Sam
+from sam_jax.prompts import Prompts
+
+TOLERANCE = 1e-5
+"""As a share of the root mean square of the package's values, in float32."""
+
+SMALL = dataclasses.replace(TINY, mask_channels=16, image_size=(96, 160), grid_size=(6, 10))
+CONFIGS = {
+    "sam_hq": dataclasses.replace(SMALL, hq=True, early_width=24),
+    "sam2": dataclasses.replace(SMALL, **SAM2),
+    "efficient_tam": dataclasses.replace(SMALL, **SAM2 | {"high_resolution": False}),
+}
+SIZES = Sizes(tokens=(8,), prompt_sets=(4,), images=(2,))
+PATHS = ("plain", "absorbed", "low_rank")
+
+
+@pytest.fixture(scope="session")
+def relative(request: pytest.FixtureRequest) -> tuple[Any, Sam, Any]:
+    """The decoder of a name in `CONFIGS` by its package, ours, and our variables of the same weights."""
+    config = CONFIGS[request.param]
+    theirs = random_relative(HqDecoder if config.hq else Sam2Decoder, config)
+    converted = from_torch(tensors_of(theirs))
+    assert converted.family.name == request.param
+    model = Sam(dataclasses.replace(converted.config, heads=2, image_size=(96, 160), grid_size=(6, 10)))
+    assert model.config == config
+    return theirs, model, jax.tree.map(jnp.asarray, converted.variables)
+
+
+def of(*names: str) -> Any:
+    return pytest.mark.parametrize("relative", names, indirect=True, scope="session")
+
+
+def can(path: str, kind: str) -> bool:
+    return path != "low_rank" or "masks" not in KINDS[kind]
+
+
+def same(ours: Any, theirs: Any) -> None:
+    assert difference(ours, theirs) <= TOLERANCE
+
+
+CASES = [("sam2", path, kind) for path in PATHS for kind in KINDS if can(path, kind)]
+CASES += [("efficient_tam", "absorbed", kind) for kind in ("one click", "boxes and clicks", "mask")]
+
+
+@pytest.mark.parametrize(("relative", "path", "kind"), CASES, indirect=["relative"], scope="session")
+def test_sam2(relative, path, kind, rng):
+    """All masks, scores and object scores; a box has SAM 2's third token."""
+    theirs, model, variables = relative
+    features, given = random_features(model=model), prompts_in_pixels(kind, model.config, rng)
+    ours = predict_masks(model, variables, features, Prompts.build(**given), sizes=SIZES, path=path)
+    logits, iou, object_score = theirs(features, None, **given)
+    same(ours.logits, logits)
+    same(ours.iou, iou)
+    same(ours.object_score, object_score)
+
+
+@of("sam2")
+@pytest.mark.parametrize("multimask", [True, False])
+def test_what_sam2_selects(relative, multimask, rng):
+    """Where mask 0 is not stable, another one is taken, for each prompt set on its own."""
+    theirs, model, variables = relative
+    features, given = random_features(model=model), prompts_in_pixels("many mixed clicks", model.config, rng)
+    out = predict_masks(model, variables, features, Prompts.build(**given))
+    logits, iou = select_masks(out, multimask)
+    want_logits, want_iou, _ = theirs(features, multimask, **given)
+    same(logits, want_logits)
+    same(iou, want_iou)
+
+
+@of("sam_hq")
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("multimask", "hq"), [(True, "add"), (True, "only"), (False, "add"), (False, "only")])
+def test_sam_hq(relative, path, multimask, hq, rng):
+    """The four official selections, for all kinds of prompts."""
+    theirs, model, variables = relative
+    features = random_features(model=model)
+    for kind in KINDS:
+        if not can(path, kind):
+            continue
+        given = prompts_in_pixels(kind, model.config, rng)
+        out = predict_masks(model, variables, features, Prompts.build(**given), sizes=SIZES, path=path)
+        logits, iou = select_masks(out, multimask, hq=hq)
+        want_logits, want_iou = theirs(features, multimask, hq == "only", **given)
+        same(logits, want_logits)
+        same(iou, want_iou)
+
+
+@of("sam_hq", "sam2", "efficient_tam")
+def test_there_and_back(relative):
+    """Back in PyTorch, names, shapes and bits are those of the package."""
+    theirs, model, variables = relative
+    tensors = tensors_of(theirs)
+    back = to_torch(model, variables)
+    assert {name: tensor.shape for name, tensor in back.items()} == {n: t.shape for n, t in tensors.items()}
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor, err_msg=name)
+
+
+@of("sam2")
+def test_image_maps(relative, rng):
+    """What an encoder elsewhere gives to SAM 2's decoder: finer maps projected, the embedding of no memory added."""
+    theirs, model, variables = relative
+    (h, w), c = model.config.grid_size, model.config.width
+    levels = [rng(h << i, w << i, c) for i in range(3)]
+    ours = model.apply(variables, *levels, method=lambda sam, *maps: sam.image_maps(*maps))
+    decoder = theirs.sam_mask_decoder
+    for level, projection, of_ours in ((1, decoder.conv_s1, ours.stride_8), (2, decoder.conv_s0, ours.stride_4)):
+        want = projection(channels_first(levels[level]))[0].permute(1, 2, 0)
+        same(of_ours, want.numpy())
+    same(ours.embedding, levels[0] + theirs.no_mem_embed.numpy()[0])
