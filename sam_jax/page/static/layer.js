@@ -22,11 +22,15 @@ export class Layer {
     this.image = this.context.createImageData(height, width);
     this.pixels = new Uint32Array(this.image.data.buffer);
     this.owners = new Uint16Array(width * height);
+    this.painted = { masks: [], opacity: 0 };
     this.border = Math.max(1, Math.round(Math.max(width, height) / 700));
   }
 
   // Paint masks, each [mask, "#rrggbb"], the smallest on top: filled with an opacity, their borders in the full colour.
+  // What is painted already is not painted again.
   paint(masks, opacity) {
+    if (this.#shows(masks, opacity)) return;
+    this.painted = { masks, opacity };
     this.owners.fill(0);
     this.pixels.fill(0);
     const order = masks.map(([mask, colour]) => ({ runs: runsOf(mask), colour }));
@@ -48,6 +52,12 @@ export class Layer {
     this.context.putImageData(this.image, 0, 0);
   }
 
+  #shows(masks, opacity) {
+    const { painted } = this;
+    return painted.masks.length === masks.length && (painted.opacity === opacity || !masks.length) &&
+      masks.every(([mask, colour], i) => mask === painted.masks[i][0] && colour === painted.masks[i][1]);
+  }
+
   #colour(fill, edge, rim, first, end) {
     const { owners, pixels, border, height } = this;
     const isInner = (i, y, owner, by) => y >= by && y < height - by && owners[i - by] === owner &&
@@ -62,6 +72,7 @@ export class Layer {
   }
 
   draw(context) {
+    if (!this.painted.masks.length) return;
     context.save();
     context.transform(0, 1, 1, 0, 0, 0);
     context.drawImage(this.canvas, 0, 0);

@@ -20,7 +20,7 @@ export class Stage {
     this.pointers = new Map();
     this.held = false; // the space bar
     this.gesture = null;
-    this.shown = { others: [], active: null };
+    this.prompt = null; // the object whose clicks and box are shown
     new ResizeObserver(() => this.#resized()).observe(canvas);
     for (const kind of ["pointerdown", "pointermove", "pointerup", "pointercancel"]) {
       canvas.addEventListener(kind, (event) => this[`_${kind}`](event));
@@ -40,7 +40,7 @@ export class Stage {
     this.rough = new OffscreenCanvas(height, width); // on its side, as layers are
     this.roughContext = this.rough.getContext("2d", { willReadFrequently: true });
     this.roughShown = false;
-    this.shown = { others: [], active: null };
+    this.prompt = null;
     this.fit();
   }
 
@@ -54,11 +54,9 @@ export class Stage {
     if (!this.picture) return;
     const entry = (object) => [object.masks[object.chosen], colours[object.colour % colours.length]];
     const others = objects.filter((object) => object.id !== active?.id && object.masks.length).map(entry);
-    const same = others.length === this.shown.others.length &&
-      others.every(([mask], i) => mask === this.shown.others[i][0]);
-    if (!same || this.shown.opacity !== this.opacity) this.others.paint(others, this.opacity);
+    this.others.paint(others, this.opacity);
     this.active.paint(active?.masks.length ? [entry(active)] : [], this.opacity);
-    this.shown = { others, active, opacity: this.opacity };
+    this.prompt = active;
     this.draw();
   }
 
@@ -101,10 +99,9 @@ export class Stage {
     this.active.draw(context);
     if (this.roughShown) this.#drawRough();
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    const { active } = this.shown;
-    if (active?.box) this.#drawBox(active.box);
+    if (this.prompt?.box) this.#drawBox(this.prompt.box);
     if (this.gesture?.box) this.#drawBox(this.gesture.box);
-    active?.points.forEach(([x, y], i) => this.#drawPoint(x, y, active.labels[i]));
+    this.prompt?.points.forEach(([x, y], i) => this.#drawPoint(x, y, this.prompt.labels[i]));
     if (this.cross) this.#drawCross();
   }
 
