@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,9 @@ SCENES = (59, 7, 11, 23, 31, 42)
 """Seeds of the scenes that are shown where no image is given; training sees none of them."""
 
 SIZE = (512, 512)
+
+ANYWHERE = ("0.0.0.0", "::")
+"""Stand for all addresses of this machine."""
 
 
 def run(
@@ -59,8 +63,8 @@ def run(
         name = Path(checkpoint).name if checkpoint else "the small SAM, trained on drawn scenes"
         objects = user_data_path("sam-jax", appauthor=False) / "objects"
         app = create_app(predictor, files, name=name, objects=objects, host=host, token=token)
-        address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/"
-        shown = address if token is None else f"{address}?token={token}"
+        named = socket.gethostname() if host in ANYWHERE else f"[{host}]" if ":" in host else host
+        shown = f"http://{named}:{bound.getsockname()[1]}/" + (f"?token={token}" if token else "")
         console.print(f"The page is at {shown}  (Ctrl-C ends it)", highlight=False, soft_wrap=True)
         if token is not None:
             console.print("Everybody who has this address can use it, over a connection that is not encrypted.")

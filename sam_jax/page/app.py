@@ -88,10 +88,12 @@ def create_app(
     """
     uploads = Path(tempfile.mkdtemp(prefix="sam-jax-page-"))
     engine = Engine(predictor)
+    api = _Api(engine, Gallery(files, uploads), Shelf(objects), name)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        api.jobs.close()
         engine.close()
         shutil.rmtree(uploads, ignore_errors=True)
 
@@ -103,7 +105,6 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    api = _Api(engine, Gallery(files, uploads), Shelf(objects), name)
     app.include_router(api.router())
     app.add_middleware(Guard, host=host, token=token)
     app.add_exception_handler(RequestValidationError, _explain)

@@ -3,10 +3,11 @@
 A request names an image by its id, which is looked up here. No name that comes over the network is ever a path.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tifffile
@@ -61,7 +62,8 @@ class StoredImage:
         Raises:
           ValueError: if the file is no image, or has too many pixels.
         """
-        return _checked_size(self.path)
+        with self._named():
+            return _checked_size(self.path)
 
     def pixels(self) -> UInt8[ndarray, "height width 3"]:
         """Return the pixels as RGB. Of all threads, two read at a time.
@@ -69,9 +71,17 @@ class StoredImage:
         Raises:
           ValueError: if the file cannot be read, or has too many pixels.
         """
-        with _decoding:
-            self.size()
+        with _decoding, self._named():
+            _checked_size(self.path)
             return read_image(self.path)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say the name in errors, and not where the file lies."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(self.path), self.name)) from error
 
 
 class Gallery:
@@ -116,14 +126,12 @@ class Gallery:
           ValueError: if it is no image of `FORMATS`, or too large.
           FullError: if there are too many uploads.
         """
-        image_id = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        with file.open("rb") as stream:
+            image_id = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
         # The reader goes by the ending.
         file = file.rename(file.with_name(f"{image_id}{_ending_of_format(file)}"))
         image = StoredImage(image_id, name, self.uploads / file.name, uploaded=True)
-        try:
-            dataclasses.replace(image, path=file).pixels()  # so that a damaged file is refused at once
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(file), name)) from error
+        dataclasses.replace(image, path=file).pixels()  # so that a damaged file is refused at once
         with self._lock:
             if image_id in self._images:
                 return self._images[image_id]
@@ -161,7 +169,9 @@ def _ending_of_format(file: Path) -> str:
         with Image.open(file, formats=FORMATS) as image:
             kind = image.format
     except Exception as error:  # whatever a decoder raises
-        if file.read_bytes()[:4] not in (b"II*\0", b"MM\0*"):
+        with file.open("rb") as stream:
+            start = stream.read(4)
+        if start not in (b"II*\0", b"MM\0*"):
             raise ValueError(f"The file is no image of a known kind ({', '.join(FORMATS)}).") from error
         kind = "TIFF"  # of more than 8 bits, which tifffile reads
     return ".tif" if kind == "TIFF" else f".{kind}".lower()

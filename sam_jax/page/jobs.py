@@ -95,6 +95,12 @@ class Jobs:
                 del self._jobs[next(old for old, one in self._jobs.items() if one not in waiting)]
         return job
 
+    def close(self) -> None:
+        """Stop all jobs."""
+        with self._lock:
+            for job in self._jobs.values():
+                job.stop()
+
     def __getitem__(self, job_id: str) -> Job:
         """Return a job.
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MOST_POINTS = 32
 """Clicks on an object."""
 
-MOST_TOGETHER = 64
+MOST_TOGETHER = 32
 """Objects in one request for masks."""
 
 MOST_OBJECTS = 1000

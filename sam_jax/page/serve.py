@@ -8,7 +8,7 @@ import webbrowser
 import uvicorn
 from fastapi import FastAPI
 
-MOST_CONNECTIONS = 200
+MOST_CONNECTIONS = 64
 """At the same time; others are told to come again."""
 
 
