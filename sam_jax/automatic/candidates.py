@@ -122,7 +122,7 @@ def find_masks(
     Returns:
       All masks, and what `box_nms` returns for those that passed the other filters.
     """
-    function = functools.partial(_filtered, model, variables, state, place, thresholds, use_m2m)
+    function = functools.partial(filtered_masks, model, variables, state, place, thresholds, use_m2m)
     found = map_first(function, points, number, batch)
     found = dataclasses.replace(found, valid=found.valid & (jnp.arange(len(points)) < number)[:, None])
     found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
@@ -204,7 +204,7 @@ def _ask(
     return jnp.asarray(logits), jnp.asarray(iou)
 
 
-def _filtered(
+def filtered_masks(
     model: Sam,
     variables: Variables,
     state: ImageState,
@@ -213,7 +213,7 @@ def _filtered(
     use_m2m: bool,
     points: Float[Array, "n 2"],
 ) -> Candidates:
-    """The masks of each point, as [point, mask, ...]."""
+    """Return the masks of each point as [point, mask, ...], with every filter but that of overlaps."""
     logits, iou = _decode(model, variables, state, points, use_m2m)
     shape = iou.shape
     logits, iou = logits.reshape(-1, *logits.shape[2:]), iou.reshape(-1).astype(jnp.float32)

@@ -249,6 +249,36 @@ def demo(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("sam_jax_dem
     run(out, Console())
 
 
+def page(
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE ...]")] = (),
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="CHECKPOINT")] = None,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    no_browser: bool = False,
+    family: Family = None,
+    prefix: Prefix = None,
+) -> None:
+    """Open a page to click in: masks at once, of the objects that are clicked at. Programs use the same server.
+
+    Args:
+      images: image files, or folders of them; without any, drawn scenes.
+      checkpoint: as sam-jax convert takes, with its image encoder; without one, the small SAM of the package.
+      host: the address to listen at. Others than 127.0.0.1 can be reached from other machines, by a token.
+      port: likewise; 0 takes a free one.
+      no_browser: only print the page's address.
+      family: whose settings to use, where the checkpoint does not tell.
+      prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
+    """
+    try:
+        from sam_jax.commands.page import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sam_jax"):
+            raise
+        raise ModuleNotFoundError(f'The page needs {error.name}: pip install "sam-jax[page]"') from error
+
+    run(images, checkpoint, host, port, not no_browser, Console(), family=family, prefix=prefix)
+
+
 def finetune(
     data: Annotated[str, tyro.conf.Positional],
     checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
@@ -407,6 +437,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "masks": masks,
     "embed": embed,
+    "page": page,
     "finetune": finetune,
     "evaluate": evaluate,
     "export": export,

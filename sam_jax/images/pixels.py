@@ -120,7 +120,7 @@ def predict_image(
       ValueError: for prompts that do not fit the image or each other.
     """
     given = {"points": points, "labels": labels, "boxes": boxes, "mask": mask}
-    prompts, several = _build(model.config, image, given)
+    prompts, several = build_prompts(model.config, image, given)
     # Chosen from on the host: on the device, each slice would be a program to compile.
     out = jax.tree.map(np.asarray, predict_masks(model, variables, image.embedding, prompts))
     return _full_size(model.config, image, out if several else jax.tree.map(lambda x: x[0], out), multimask)
@@ -158,7 +158,7 @@ def predict_batch(
     rows = [
         {name: None if entries is None else entries[i] for name, entries in given.items()} for i in range(len(images))
     ]
-    asked = [_build(model.config, image, row) for image, row in zip(images, rows, strict=True)]
+    asked = [build_prompts(model.config, image, row) for image, row in zip(images, rows, strict=True)]
     embeddings = jax.tree.map(lambda *maps: jnp.stack(maps), *(image.embedding for image in images))
     prompts_of_all = _stack([prompts for prompts, _ in asked], model.config)
     together = jax.tree.map(np.asarray, predict_masks(model, variables, embeddings, prompts_of_all))
@@ -184,9 +184,18 @@ _RANKS = {"points": 2, "labels": 1, "boxes": 1, "mask": 2}
 """Axes of what is given for one object."""
 
 
-def _build(config: SamConfig, image: EncodedImage, row: dict[str, Any]) -> tuple[Prompts, bool]:
-    """The prompts for one image, in the input frame, and whether they had an axis of objects."""
-    given = {name: value for name, value in row.items() if value is not None}
+def build_prompts(config: SamConfig, image: EncodedImage, asked: dict[str, Any]) -> tuple[Prompts, bool]:
+    """Return the prompts for one image, in the input frame, and whether they had an axis of objects.
+
+    Args:
+      config: settings of the decoder.
+      image: only its sizes are read.
+      asked: what `predict_image` takes: `points`, `labels`, `boxes`, `mask`, in pixels of the image.
+
+    Raises:
+      ValueError: for prompts that do not fit the image or each other.
+    """
+    given = {name: value for name, value in asked.items() if value is not None}
     more = {name: depth_of(value) - _RANKS[name] for name, value in given.items()}
     if more.get("mask") == 1 and len(given["mask"]) == 1 and any(more[name] == 0 for name in more):
         given["mask"], more["mask"] = given["mask"][0], 0

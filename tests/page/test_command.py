@@ -1,0 +1,45 @@
+"""The command as people run it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from sam_jax.commands import cli
+
+
+def test_it_serves_asks_for_the_token_and_ends_by_ctrl_c(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    run = [sys.executable, "-c", "from sam_jax.commands.cli import main; main()"]
+    arguments = ["page", "--host", "0.0.0.0", "--port", "0", "--no-browser"]
+    with subprocess.Popen([*run, *arguments], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        shown = next(word for word in process.stdout.readline().split() if word.startswith("http://"))
+        port = shown.split(":")[2].split("/")[0]
+        token = shown.split("?token=")[1]
+        images = f"http://127.0.0.1:{port}/api/images"
+        assert httpx.get(images).status_code == 401
+        answer = httpx.get(images, headers={"authorization": f"Bearer {token}"})
+        assert "scene-59.png" in answer.text
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("sam_jax.page", "sam_jax.commands.page"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    with pytest.raises(ModuleNotFoundError, match=r'needs fastapi: pip install "sam-jax\[page\]"'):
+        cli.page()
+
+
+def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sam_jax.page.serve import listen
+
+    taken = listen("127.0.0.1", 0)
+    with taken, pytest.raises(OSError, match="cannot be used"):
+        listen("127.0.0.1", taken.getsockname()[1])
