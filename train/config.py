@@ -3,10 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from sam_jax.config import check_known
 from sam_jax.errors import describe
+from sam_jax.images.read import Reading
 
 Preset = Literal["heads", "decoder", "decoder_and_prompt_encoder", "everything", "lora"]
 
@@ -141,6 +144,7 @@ class FinetuneConfig:
       embeddings: a store that sam-jax embed made with the checkpoint, for an encoder that does not train; images that
         it does not have are added. By default the run's folder gets one.
       split_components: of label images, make each connected blob of a value an object of its own.
+      reading: how images are read.
       target_scale: pixels of a target along each side of a low-res pixel; losses and simulated prompts go by them. With
         1, a step takes least time and memory. With 4, they are those of SAM's input frame: edges come out finer than a
         low-res pixel.
@@ -161,6 +165,7 @@ class FinetuneConfig:
     workers: int = 0
     embeddings: str | None = None
     split_components: bool = False
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading()  # noqa: RUF009 - frozen
     target_scale: int = 1
     loss: LossConfig = LossConfig()
     simulation: Simulation = Simulation()

@@ -135,9 +135,10 @@ def read_header(path: Path) -> Header:
     with _named(path):
         if path.suffix.lower() in TIFF:
             with tifffile.TiffFile(path) as file:
-                page = file.pages.first
-                if page.dtype not in (np.uint8, np.bool_):
-                    return Header((page.imagelength, page.imagewidth), swaps=False, wide=True)
+                if not _is_plain(file):
+                    page = file.pages.first
+                    wide = page.dtype not in (np.uint8, np.bool_)
+                    return Header((page.imagelength, page.imagewidth), swaps=False, wide=wide)
         with Image.open(path) as image:
             swaps = image.getexif().get(ORIENTATION, 1) >= 5
             return Header((image.height, image.width), swaps, _is_wide(image))

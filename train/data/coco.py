@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import track
 
 from sam_jax.errors import describe, in_words
-from sam_jax.images.read import Header, read_header, read_image
+from sam_jax.images.read import Header, Reading, read_header, read_image
 from sam_jax.images.resize import Size
-from sam_jax.train.data.examples import Example, Problems, check_room, of_wide_images
+from sam_jax.train.data.examples import Example, Problems, check_room, range_note
 from sam_jax.train.data.outlines import Outline, draw_outline, has_pixels, read_outline
 
 MANY = 2000
@@ -50,18 +50,26 @@ class CocoImages:
       notes: what was left out, and what else is worth knowing: a sentence each.
     """
 
-    def __init__(self, annotations: Path | Sequence[Path], images: Path) -> None:
+    def __init__(
+        self,
+        annotations: Path | Sequence[Path],
+        images: Path,
+        *,
+        reading: Reading = Reading(),  # noqa: B008 - frozen
+    ) -> None:
         """Read and check everything but the pixels of the images.
 
         Args:
           annotations: the JSON file, or several; also SA-1B's, one for each image.
           images: the folder that the file names are in.
+          reading: how images are read.
 
         Raises:
           ValueError: naming every file, image and annotation that is bad, or for no object at all.
         """
         files = [Path(annotations)] if isinstance(annotations, (str, Path)) else list(annotations)
-        self.file, self.folder = files[0] if len(files) == 1 else files[0].parent, images
+        self.json, self.folder = files[0] if len(files) == 1 else files[0].parent, images
+        self.reading = reading
         problems, left_out = Problems(), collections.Counter[str]()
         known: dict[str, Entry] = {}
         of_image: dict[str, list[tuple[str, Entry]]] = collections.defaultdict(list)
@@ -87,7 +95,7 @@ class CocoImages:
                 outlines = [_outline(entry, size, where, problems, left_out) for where, entry in entries]
                 present = [outline for outline in outlines if outline]
                 try:
-                    check_room(len(present), size, f"{self.file}: image {number}")
+                    check_room(len(present), size, f"{self.json}: image {number}")
                 except ValueError as error:
                     problems.add(str(error))
                 if present:
@@ -95,10 +103,10 @@ class CocoImages:
         problems.raise_all()
         told = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
         if not self.images:
-            raise ValueError(f"{self.file} has no objects: {told or 'it has no annotations'}.")
+            raise ValueError(f"{self.json} has no objects: {told or 'it has no annotations'}.")
         wide = [place.path.name for place in places.values() if place and place.header.wide]
-        self.notes = (f"{self.file}: left out {told}.",) if told else ()
-        self.notes += of_wide_images(wide, len(places))
+        self.notes = (f"{self.json}: left out {told}.",) if told else ()
+        self.notes += range_note(wide, len(places), reading)
 
     def _place(self, image: Entry, problems: Problems) -> "_Place | None":
         """Find an image's file, and read its header; a problem where that cannot be done."""
@@ -111,7 +119,7 @@ class CocoImages:
 
     def _locate(self, image: Entry) -> Path:
         """The one file that a file name can mean: as it says, below `images/`, or by its last part."""
-        where, name = f"{self.file}: image {image['id']}", image["file_name"]
+        where, name = f"{self.json}: image {image['id']}", image["file_name"]
         if not isinstance(name, str) or not name:
             raise ValueError(f"{where} must have a text as file_name, got {describe(name)}.")
         parts = PurePosixPath(_path_of(name).replace("\\", "/")).parts
@@ -144,17 +152,21 @@ class CocoImages:
         """Height and width of an image as it will be read; a problem where the JSON says something else."""
         size = place.header.turned_size if self.turned else place.header.size
         if place.told_size not in (None, size):
-            problems.add(f"{place.path} is {in_words(size)}, but {self.file} says {in_words(place.told_size)}.")
+            problems.add(f"{place.path} is {in_words(size)}, but {self.json} says {in_words(place.told_size)}.")
         return size
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def file(self, index: int) -> Path:
+        """Return the file of an example's image."""
+        return self.images[index].path
+
     def __getitem__(self, index: int) -> Example:
         image = self.images[index]
         masks = np.stack([draw_outline(outline, image.size) for outline in image.outlines])
         name = str(image.path.relative_to(self.folder)).replace("/", "__")
-        return Example(read_image(image.path, turned=self.turned), masks, name)
+        return Example(read_image(image.path, self.reading, turned=self.turned), masks, name)
 
 
 def _are_turned(places: Sequence[_Place]) -> bool:

@@ -13,13 +13,14 @@ from rich.progress import track
 from scipy import ndimage
 
 from sam_jax.errors import in_words
-from sam_jax.images.read import TIFF, read_header, read_image
+from sam_jax.images.read import TIFF, Reading, read_header, read_image
 from sam_jax.images.resize import Size
-from sam_jax.train.data.examples import Example, Problems, check_room, of_wide_images
+from sam_jax.train.data.examples import Example, Problems, check_room, range_note
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
 LOSSY = (".jpeg", ".jpg", ".webp")
+LABEL_FOLDERS = ("labels", "masks")
 LABEL_ENDINGS = ("", "_mask", "_masks", "_label", "_labels")
 """What may stand behind an image's name in its label's."""
 
@@ -33,35 +34,42 @@ EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
 class LabelFolder:
-    """A folder with `images/NAME.jpg` (or another format) and its labels.
+    """A folder with `images/NAME.jpg` (or another format) and its labels; without `images/`, images lie in it itself.
 
-    The label of an image is `labels/NAME.png`, TIFF or `.npy`, of whole numbers; its name may end in `_mask` or
-    `_label`. Or it is a folder `labels/NAME/` with a file for each object. Hidden files and images without an object
-    are left out.
+    The label of an image is `labels/NAME.png` or `masks/NAME.png`, TIFF or `.npy`, of whole numbers; its name may end
+    in `_mask` or `_label`. Or it is a folder `labels/NAME/` with a file for each object. Without these folders, it is a
+    file beside the image, and its name must end so. Hidden files and images without an object are left out.
 
     Attributes:
+      reading: how images are read; of a label of several pages, its page is taken.
       notes: what is worth knowing about the labels: a sentence each.
     """
 
-    def __init__(self, folder: Path, *, split_components: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        split_components: bool = False,
+        reading: Reading = Reading(),  # noqa: B008 - frozen
+    ) -> None:
         """Read and check all labels.
 
         Args:
-          folder: what holds `images` and `labels`.
+          folder: what holds images and labels.
           split_components: make each connected blob of a value an object of its own.
+          reading: how images are read.
 
         Raises:
           ValueError: for images without a label or the other way round, sizes that differ, labels that are none, or no
             object at all.
-          FileNotFoundError: if a folder is missing.
+          FileNotFoundError: if there are no labels.
         """
-        images = _images(Path(folder) / "images")
-        labels = _labels(Path(folder) / "labels", set(images))
+        images, labels = _images_and_labels(Path(folder))
         problems, notes = Problems(), _Notes()
         for name in sorted(images.keys() ^ labels.keys()):
-            found, wanted = (images[name], "labels") if name in images else (labels[name], "images")
-            problems.add(f"{found} has no counterpart {name} in {Path(folder) / wanted}.")
-        self.split, wide = split_components, []
+            found, wanted = (images[name], "label") if name in images else (labels[name], "image")
+            problems.add(f"{found} has no {wanted} named {name}.")
+        self.split, self.reading, wide, empty = split_components, reading, [], []
         self.pairs: list[tuple[Path, Path, Size]] = []
         both = sorted(images.keys() & labels.keys())
         for name in track(both, "Checking labels", console=Console(stderr=True), disable=len(both) < 200):
@@ -76,30 +84,43 @@ class LabelFolder:
             if len(masks):
                 self.pairs.append(pair)
                 wide += [images[name].name] if header.wide else []
+            else:
+                empty.append(images[name].name)
         problems.raise_all()
         if not self.pairs:
             raise ValueError(f"{folder} has no objects: its {len(labels)} labels are 0 (background) everywhere.")
-        self.notes = (*notes.sentences(), *of_wide_images(wide, len(self.pairs)))
+        told = (f"Left out {len(empty)} images without an object, such as {empty[0]}.",) if empty else ()
+        self.notes = (*told, *notes.sentences(), *range_note(wide, len(self.pairs), reading))
 
     def _masks(self, image: Path, label: Path, size: Size) -> Bool[np.ndarray, "n height width"]:
-        masks = read_label(label, size, image)
+        masks = read_label(label, size, image, self.reading.page)
         return split_blobs(masks, label) if self.split else masks
 
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def file(self, index: int) -> Path:
+        """Return the file of an example's image."""
+        return self.pairs[index][0]
+
     def __getitem__(self, index: int) -> Example:
         image, label, size = self.pairs[index]
-        return Example(read_image(image), self._masks(image, label, size), image.name)
+        return Example(read_image(image, self.reading), self._masks(image, label, size), image.name)
 
 
-def read_label(path: Path, size: Size, image: Path) -> Bool[np.ndarray, "n height width"]:
+def has_labels(folder: Path) -> bool:
+    """Return whether a folder has labels: in `labels/` or `masks/`, or beside their images."""
+    return folder.is_dir() and (any((folder / name).is_dir() for name in LABEL_FOLDERS) or bool(_beside(folder)[1]))
+
+
+def read_label(path: Path, size: Size, image: Path, page: int | None = None) -> Bool[np.ndarray, "n height width"]:
     """Return the objects of a label: of a file each value but 0, of a folder each file.
 
     Args:
       path: a file, or a folder of files.
       size: height and width of its image.
       image: the image, for errors.
+      page: the page to take of a TIFF file of several, counted from 1.
 
     Raises:
       ValueError: naming the file, if it is no label of this size, or has too many objects.
@@ -107,10 +128,10 @@ def read_label(path: Path, size: Size, image: Path) -> Bool[np.ndarray, "n heigh
     if path.is_dir():
         files = [file for file in _visible(path) if file.suffix.lower() in LABEL_SUFFIXES]
         check_room(len(files), size, str(path))
-        masks = [_read_values(file, size, image) != 0 for file in files]
+        masks = [_read_values(file, size, image, page) != 0 for file in files]
         masks = [mask for mask in masks if mask.any()]
         return np.stack(masks) if masks else np.zeros((0, *size), bool)
-    values = _read_values(path, size, image)
+    values = _read_values(path, size, image, page)
     objects = np.unique(values[values != 0])
     check_room(len(objects), size, str(path))
     return values == objects[:, None, None]
@@ -172,18 +193,55 @@ def _images(folder: Path) -> dict[str, Path]:
     return files
 
 
+def _images_and_labels(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and labels by the images' names, without suffix; labels of no image by their own."""
+    images = folder / "images" if (folder / "images").is_dir() else folder
+    found = [folder / name for name in LABEL_FOLDERS if (folder / name).is_dir()]
+    if len(found) > 1:
+        raise ValueError(f"{folder} has labels/ and masks/: only one of them can hold the labels.")
+    if not found:
+        return _beside(images)
+    files = _images(images)
+    return files, _labels(found[0], set(files))
+
+
+def _beside(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and the labels beside them: files whose name is an image's and an ending."""
+    if (folder / "images").is_dir():
+        folder = folder / "images"
+    paths = [path for path in _visible(folder) if path.suffix.lower() in (*IMAGE_SUFFIXES, *LABEL_SUFFIXES)]
+    stems = {path.stem for path in paths}
+    images, labels = {}, {}
+    for path in paths:
+        name = _image_of(path.stem, stems - {path.stem})
+        if name != path.stem:
+            _check_exact(path)
+            _add(labels, name, path)
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            _add(images, name, path)
+    return images, labels
+
+
 def _labels(folder: Path, names: set[str]) -> dict[str, Path]:
     """The labels of a folder by the names of their images; those of no image by their own."""
     files: dict[str, Path] = {}
     for path in _visible(folder):
-        suffix = path.suffix.lower()
-        if suffix in LOSSY:
-            raise ValueError(f"{path} is no label: {suffix[1:].upper()} changes values. Save labels as PNG or TIFF.")
-        if path.is_dir() or suffix in LABEL_SUFFIXES:
-            own = path.name if path.is_dir() else path.stem
-            stems = (own.removesuffix(ending) for ending in LABEL_ENDINGS)
-            _add(files, next((stem for stem in stems if stem in names), own), path)
+        _check_exact(path)
+        if path.is_dir() or path.suffix.lower() in LABEL_SUFFIXES:
+            _add(files, _image_of(path.name if path.is_dir() else path.stem, names), path)
     return files
+
+
+def _image_of(label: str, names: set[str]) -> str:
+    """The name among some that a label's name begins with, before an ending; the label's own if there is none."""
+    stems = (label.removesuffix(ending) for ending in LABEL_ENDINGS)
+    return next((stem for stem in stems if stem in names), label)
+
+
+def _check_exact(path: Path) -> None:
+    suffix = path.suffix.lower()
+    if suffix in LOSSY:
+        raise ValueError(f"{path} is no label: {suffix[1:].upper()} changes values. Save labels as PNG or TIFF.")
 
 
 def _add(files: dict[str, Path], name: str, path: Path) -> None:
@@ -192,11 +250,12 @@ def _add(files: dict[str, Path], name: str, path: Path) -> None:
     files[name] = path
 
 
-def _read_values(path: Path, size: Size, image: Path) -> Shaped[np.ndarray, "height width"]:
+def _read_values(path: Path, size: Size, image: Path, page: int | None) -> Shaped[np.ndarray, "height width"]:
     """The values of a label file, the void of a palette image as 0."""
     try:
-        read = {".npy": _read_npy, **dict.fromkeys(TIFF, _read_tiff)}.get(path.suffix.lower(), _read_png)
-        return read(path, size, image)
+        if path.suffix.lower() in TIFF:
+            return _read_tiff(path, size, image, page)
+        return (_read_npy if path.suffix.lower() == ".npy" else _read_png)(path, size, image)
     except Exception as error:  # decoders end in any kind of error for a damaged file
         if str(path) in str(error):
             raise
@@ -214,13 +273,16 @@ def _read_png(path: Path, size: Size, image: Path) -> Shaped[np.ndarray, "height
     return values
 
 
-def _read_tiff(path: Path, size: Size, image: Path) -> Shaped[np.ndarray, "height width"]:
+def _read_tiff(path: Path, size: Size, image: Path, number: int | None) -> Shaped[np.ndarray, "height width"]:
     with tifffile.TiffFile(path) as file:
-        if len(file.pages) > 1:
-            raise ValueError(f"{path} must be one label, got {len(file.pages)} pages.")
-        page = file.pages.first
+        pages = len(file.pages)
+        if pages > 1 and number is None:
+            raise ValueError(f"{path} must be one label, got {pages} pages; --page chooses one.")
+        if pages > 1 and number and number > pages:
+            raise ValueError(f"{path} has {pages} pages, and no page {number}.")
+        page: Any = file.pages[number - 1 if number and pages > 1 else 0]
         _check_array(path, page.shape, page.dtype, size, image)
-        return file.asarray().reshape(size)
+        return page.asarray().reshape(size)
 
 
 def _read_npy(path: Path, size: Size, image: Path) -> Shaped[np.ndarray, "height width"]:

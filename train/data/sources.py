@@ -15,10 +15,11 @@ from rich.progress import track
 
 from sam_jax.files.embeddings import EmbeddingStore, digest_of
 from sam_jax.images.pixels import EncodedImage
+from sam_jax.images.read import Reading
 from sam_jax.images.resize import Size
 from sam_jax.train.data.coco import CocoImages
 from sam_jax.train.data.examples import Example, Source
-from sam_jax.train.data.labels import LabelFolder
+from sam_jax.train.data.labels import LabelFolder, has_labels
 from sam_jax.train.data.scenes import HELD_OUT_SEEDS, draw_scene
 from sam_jax.train.data.shapes import TRAINING_CLASSES
 
@@ -26,13 +27,20 @@ Encode = Callable[[UInt8[np.ndarray, "height width 3"]], EncodedImage]
 """From RGB pixels to the encoded image: `sam_jax.images.pixels.encode_image` with an encoder and its variables."""
 
 
-def open_source(data: Path, *, split_components: bool = False) -> CocoImages | LabelFolder:
+def open_source(
+    data: Path,
+    *,
+    split_components: bool = False,
+    reading: Reading = Reading(),  # noqa: B008 - frozen
+) -> CocoImages | LabelFolder:
     """Return the source that a path holds, all of it checked.
 
     Args:
-      data: a COCO JSON file with its images beside it or in `images/` beside it; a folder with `images/` and either
-        `annotations.json` or `labels/`; or a folder of SA-1B's JSON files with their images.
+      data: a COCO JSON file with its images beside it or in `images/` beside it; a folder with `images/` and
+        `annotations.json`; a folder with label images (`LabelFolder`); or a folder of SA-1B's JSON files with their
+        images.
       split_components: of label images, make each connected blob of a value an object of its own.
+      reading: how images are read.
 
     Raises:
       ValueError: where the data is bad.
@@ -43,14 +51,14 @@ def open_source(data: Path, *, split_components: bool = False) -> CocoImages | L
         data = data / "annotations.json"
     if data.is_file():
         beside = data.parent / "images"
-        return CocoImages(data, beside if beside.is_dir() else data.parent)
-    if (data / "labels").is_dir():
-        return LabelFolder(data, split_components=split_components)
+        return CocoImages(data, beside if beside.is_dir() else data.parent, reading=reading)
+    if has_labels(data):
+        return LabelFolder(data, split_components=split_components, reading=reading)
     if data.is_dir() and (files := sorted(data.glob("[!.]*.json"))):
-        return CocoImages(files, data)
+        return CocoImages(files, data, reading=reading)
     raise FileNotFoundError(
-        f"{data} is no data set: it must be a COCO JSON file, or a folder with images/ and either annotations.json or "
-        "labels/."
+        f"{data} is no data set: it must be a COCO JSON file, or a folder with images/ and either annotations.json, "
+        "labels/ or masks/, or with labels NAME_mask beside the images."
     )
 
 
