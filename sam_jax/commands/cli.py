@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sam_jax.errors import CheckpointError
+from sam_jax.images.read import Reading
 from sam_jax.train.config import FinetuneConfig, choose_config
 
 Family = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
@@ -253,22 +254,30 @@ def finetune(
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     family: Family = None,
     prefix: Prefix = None,
+    check: bool = False,
     settings: Annotated[FinetuneConfig, tyro.conf.arg(name="")] = FinetuneConfig(),  # noqa: B008 - it is frozen
 ) -> None:
     """Fine-tune a checkpoint on images with masks. The same command goes on with a run that was stopped.
 
     Args:
-      data: a COCO JSON file; a folder with images/ and annotations.json or labels/; or scenes, which are drawn.
+      data: a COCO JSON file; a folder with images/ and annotations.json, labels/ or masks/, or with labels NAME_mask
+        beside the images; or scenes, which are drawn.
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the folder of the run; model/ in it is the result.
       config: settings as JSON instead of flags, such as finetune.json of another run.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
+      check: read all of the data, print what is in it, write a contact sheet to out/check.png, and train nothing.
       settings: everything else about the run.
     """
+    from sam_jax.train.commands.check import check as check_data
     from sam_jax.train.commands.finetune import finetune
 
-    result = finetune(data, checkpoint, out, choose_config(config, settings), family=family, prefix=prefix)
+    settings = choose_config(config, settings)
+    if check:
+        check_data(data, checkpoint, out, settings, family=family, prefix=prefix)
+        return
+    result = finetune(data, checkpoint, out, settings, family=family, prefix=prefix)
     rows = [
         ("wrote", str(result.model)),
         ("trained", f"{result.trained:,} parameters"),
@@ -290,6 +299,7 @@ def evaluate(
     objects: int = 16,
     size_limits: tuple[int, int] | None = None,
     split_components: bool = False,
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading(),  # noqa: B008 - it is frozen
     overwrite: bool = False,
 ) -> None:
     """Measure a checkpoint on a data set: IoU after 1, 3 and 5 clicks and of boxes, clicks needed, calibration.
@@ -297,8 +307,7 @@ def evaluate(
     With --protocol everything: the average recall of the first 10, 100 and 1,000 automatic masks.
 
     Args:
-      data: a COCO JSON file; a folder with images/ and annotations.json or labels/; or drawn scenes that no training
-        has seen, scenes or new-shapes.
+      data: what finetune takes; or drawn scenes that no training has seen, scenes or new-shapes.
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the folder to make, with evaluation.json and evaluation.png.
       protocol: ask with the prompts of a simulated user, or for everything in the image.
@@ -311,6 +320,7 @@ def evaluate(
       size_limits: least area of a medium and of a large object in pixels; by default COCO's 1024 and 9216, and for
         drawn scenes as large a share of their image as these are of one of 640 x 480.
       split_components: of label images, make each connected blob of a value an object of its own.
+      reading: how images are read.
       overwrite: replace what is at the output.
     """
     from sam_jax.train.commands.evaluate import run
@@ -328,6 +338,7 @@ def evaluate(
         objects=objects,
         size_limits=size_limits,
         split_components=split_components,
+        reading=reading,
         overwrite=overwrite,
     )
 

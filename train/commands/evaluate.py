@@ -12,8 +12,10 @@ from rich.table import Table
 from sam_jax.files.checkpoints import load, load_encoder
 from sam_jax.files.embeddings import EmbeddingStore
 from sam_jax.images.pixels import encode_image
+from sam_jax.images.read import Reading
 from sam_jax.images.resize import Size
 from sam_jax.train.data.examples import Source
+from sam_jax.train.data.looks import flat_note
 from sam_jax.train.data.shapes import HELD_OUT_CLASSES, TRAINING_CLASSES
 from sam_jax.train.data.sources import DrawnScenes, Embedded, Encoded, open_source
 from sam_jax.train.evaluation.evaluate import evaluate
@@ -41,6 +43,7 @@ def run(
     objects: int = 16,
     size_limits: tuple[int, int] | None = None,
     split_components: bool = False,
+    reading: Reading = Reading(),  # noqa: B008 - frozen
     overwrite: bool = False,
 ) -> None:
     """Evaluate, print the main numbers, and write the rest; the arguments are those of the command."""
@@ -52,8 +55,8 @@ def run(
         source = DrawnScenes(images, model.config.image_size, SCENES[data], held_out=True)
         size_limits = size_limits or limits_for(model.config.image_size)
     else:
-        source = open_source(Path(data), split_components=split_components)
-        for note in source.notes:
+        source = open_source(Path(data), split_components=split_components, reading=reading)
+        for note in (*source.notes, *flat_note(source)):
             Console(stderr=True).print(note)
     if embeddings is not None:
         source = Embedded(source, EmbeddingStore.open(embeddings))

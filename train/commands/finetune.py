@@ -23,6 +23,7 @@ from sam_jax.images.pixels import encode_image
 from sam_jax.train.config import FinetuneConfig
 from sam_jax.train.data.batches import batches
 from sam_jax.train.data.examples import Source
+from sam_jax.train.data.looks import flat_note
 from sam_jax.train.data.sources import DrawnScenes, Embedded, Encoded, embed, open_source
 from sam_jax.train.evaluation.evaluate import evaluate
 from sam_jax.train.learning.heads import HeadReport, change_masks
@@ -97,8 +98,8 @@ def finetune(
     if data == SCENES:
         source: Source = DrawnScenes(size=model.config.image_size)
     else:
-        source = open_source(Path(data), split_components=config.split_components)
-        for note in source.notes:
+        source = open_source(Path(data), split_components=config.split_components, reading=config.reading)
+        for note in (*source.notes, *flat_note(source)):
             say.print(note)
 
     params, constants = flatten(variables, encoder_variables)
