@@ -111,6 +111,8 @@ class LoopConfig:
       save_every: batches between checkpoints, a multiple of `log_every`.
       keep: checkpoints that stay on disk; the older ones go.
       diverged: how many times the lowest mean loss of a line means that training has diverged.
+      validate_every: batches between looks at the held-out images, if there are any.
+      patience: the run ends after so many looks without a new best; by default it does not.
     """
 
     steps: int = 1000
@@ -118,12 +120,19 @@ class LoopConfig:
     save_every: int = 100
     keep: int = 2
     diverged: float = 10.0
+    validate_every: int = 100
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.steps, self.log_every, self.save_every, self.keep) < 1 or self.save_every % self.log_every:
             raise ValueError(
                 "LoopConfig needs positive numbers, and save_every must be a multiple of log_every; got "
                 f"steps={self.steps}, log_every={self.log_every}, save_every={self.save_every}, keep={self.keep}."
+            )
+        if self.validate_every < 1 or (self.patience is not None and self.patience < 1):
+            raise ValueError(
+                f"LoopConfig needs validate_every and patience of 1 or more, got {self.validate_every} and "
+                f"{self.patience}."
             )
 
 
@@ -145,6 +154,9 @@ class FinetuneConfig:
         it does not have are added. By default the run's folder gets one.
       split_components: of label images, make each connected blob of a value an object of its own.
       reading: how images are read.
+      validate: held-out images, data like that to train on: the run looks at them while it
+        trains, and keeps what was best.
+      split: hold out this share of the images instead, chosen by the seed.
       target_scale: pixels of a target along each side of a low-res pixel; losses and simulated prompts go by them. With
         1, a step takes least time and memory. With 4, they are those of SAM's input frame: edges come out finer than a
         low-res pixel.
@@ -166,6 +178,8 @@ class FinetuneConfig:
     embeddings: str | None = None
     split_components: bool = False
     reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading()  # noqa: RUF009 - frozen
+    validate: str | None = None
+    split: float = 0.0
     target_scale: int = 1
     loss: LossConfig = LossConfig()
     simulation: Simulation = Simulation()
@@ -175,6 +189,11 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.target_scale < 1:
             raise ValueError(f"target_scale must be 1 or more, got {self.target_scale}.")
+        if not 0 <= self.split < 1 or (self.split and self.validate):
+            raise ValueError(
+                f"split must be a share from 0 to below 1, and left out beside validate; got {self.split} and "
+                f"validate={self.validate}."
+            )
 
     def to_json(self) -> str:
         """Return the settings as a JSON object."""

@@ -300,6 +300,7 @@ def evaluate(
     size_limits: tuple[int, int] | None = None,
     split_components: bool = False,
     reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading(),  # noqa: B008 - it is frozen
+    compare: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     overwrite: bool = False,
 ) -> None:
     """Measure a checkpoint on a data set: IoU after 1, 3 and 5 clicks and of boxes, clicks needed, calibration.
@@ -321,6 +322,7 @@ def evaluate(
         drawn scenes as large a share of their image as these are of one of 640 x 480.
       split_components: of label images, make each connected blob of a value an object of its own.
       reading: how images are read.
+      compare: the output of an earlier evaluation on the same images, to print both in one table.
       overwrite: replace what is at the output.
     """
     from sam_jax.train.commands.evaluate import run
@@ -339,6 +341,7 @@ def evaluate(
         size_limits=size_limits,
         split_components=split_components,
         reading=reading,
+        compare=compare,
         overwrite=overwrite,
     )
 

@@ -47,6 +47,17 @@ class Example:
         return height, width
 
 
+def encoded_image(example: Example) -> EncodedImage:
+    """Return what an example's image was encoded to.
+
+    Raises:
+      ValueError: if it was not encoded.
+    """
+    if example.encoded is None:
+        raise ValueError(f"{example.name} is not encoded; sam_jax.train.data.sources.Encoded gives encoded examples.")
+    return example.encoded
+
+
 @runtime_checkable
 class Source(Protocol):
     """Examples by number, each the same every time."""

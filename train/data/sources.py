@@ -5,7 +5,7 @@ not hours into it. Its items are read when they are asked for, and are the same 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +94,48 @@ class DrawnScenes:
         seed = self.first_seed + index
         scene = draw_scene(seed, self.size, self.classes)
         return Example(scene.image, scene.masks, f"scene_{seed}")
+
+
+class Part:
+    """Some examples of a source, and of each at most so many objects, the same every time.
+
+    Args:
+      source: the examples.
+      indices: of those to take.
+      objects: of each; by default all.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int], objects: int | None = None) -> None:
+        self.source, self.indices, self.objects = source, tuple(indices), objects
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.source[self.indices[index]]
+        if self.objects is None or len(example.masks) <= self.objects:
+            return example
+        chosen = np.random.default_rng(index).choice(len(example.masks), self.objects, replace=False)
+        return dataclasses.replace(example, masks=example.masks[np.sort(chosen)])
+
+
+def split(source: Source, share: float, seed: int) -> tuple[Part, Part]:
+    """Return most of a source's images and a share of them that is held out, at least one each.
+
+    Args:
+      source: the examples.
+      share: of the images to hold out, between 0 and 1.
+      seed: of the choice.
+
+    Raises:
+      ValueError: for a single image.
+    """
+    number = len(source)
+    if number < 2:
+        raise ValueError(f"There is {number} image: to hold out some, there must be 2 or more.")
+    held_out = min(max(round(share * number), 1), number - 1)
+    order = np.random.default_rng(seed).permutation(number).tolist()
+    return Part(source, sorted(order[held_out:])), Part(source, sorted(order[:held_out]))
 
 
 class Embedded:

@@ -9,34 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_run import fresh_state, random_batch, step
+from toy_run import KilledError, numbers, toy_state, toy_step
 
 from sam_jax.train.config import LoopConfig
-from sam_jax.train.learning.loop import METRICS, TrainingError, check_line, curves, read_metrics, summarise, train
-from sam_jax.train.learning.state import TrainState
+from sam_jax.train.learning.lines import read_lines
+from sam_jax.train.learning.loop import METRICS, TrainingError, check_line, curves, summarise, train
 
 CONFIG = LoopConfig(steps=8, log_every=2, save_every=4, keep=2)
-
-
-def numbers() -> grain.DatasetIterator:
-    """An endless iterator of numbers in a random order."""
-    return iter(grain.MapDataset.source(range(100)).seed(0).shuffle().repeat().to_iter_dataset())
-
-
-def toy_state() -> TrainState:
-    return TrainState(jnp.array(0), {"x": jnp.zeros(3)}, {"y": jnp.ones(2)}, {}, {"seen": jnp.zeros(3)})
-
-
-@jax.jit
-def toy_step(state, batch):
-    """Remembers all batches in an order-dependent sum."""
-    params = {"x": 0.9 * state.params["x"] + batch}
-    terms = {name: 1.0 / (1 + state.step) for name in ("loss", "focal", "dice", "iou", "first_overlap", "last_overlap")}
-    seen = {"seen": state.optimizer["seen"] + batch}
-    return state.replace(step=state.step + 1, params=params, optimizer=seen), terms
-
-
-class KilledError(Exception):
-    pass
 
 
 def killed_at(number, step=toy_step):
@@ -57,7 +36,7 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(tmp_path, numbe
         train(tmp_path / "cut", toy_state(), killed_at(number), numbers(), CONFIG)
     resumed = train(tmp_path / "cut", toy_state(), toy_step, numbers(), CONFIG)
     assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), whole, resumed))
-    lines = [read_metrics(tmp_path / name, 8) for name in ("whole", "cut")]
+    lines = [read_lines(tmp_path / name / METRICS, 8) for name in ("whole", "cut")]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] == [2, 4, 6, 8]
 
 
@@ -73,7 +52,7 @@ def test_a_real_run_that_is_killed_ends_with_the_same_bits(tmp_path):
         train(tmp_path / "cut", fresh_state(), killed_at(3, step()), data(), config)
     resumed = train(tmp_path / "cut", fresh_state(), step(), data(), config)
     assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), whole, resumed))
-    assert read_metrics(tmp_path / "whole", 4)[0]["loss"] > 0
+    assert read_lines(tmp_path / "whole" / METRICS, 4)[0]["loss"] > 0
 
 
 @pytest.mark.parametrize("number", [1, 4, 6])
@@ -114,7 +93,7 @@ def test_nan_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
     with pytest.raises(TrainingError, match="up to step 6, focal became NaN or infinite"):
         train(tmp_path, toy_state(), broken, numbers(), CONFIG)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["4"]
-    assert [line["step"] for line in read_metrics(tmp_path, 100)] == [2, 4]
+    assert [line["step"] for line in read_lines(tmp_path / METRICS, 100)] == [2, 4]
     assert int(train(tmp_path, toy_state(), toy_step, numbers(), CONFIG).step) == 8
 
 
@@ -140,12 +119,14 @@ def test_lines_are_means_and_one_bad_step_is_not_hidden():
 
 def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
     (tmp_path / METRICS).write_text(json.dumps(line(1.0)) + '\n{"step": 20, "lo')
-    assert read_metrics(tmp_path, 100) == [line(1.0)]
-    assert read_metrics(tmp_path, 5) == []
-    assert read_metrics(tmp_path / "nowhere", 5) == []
+    assert read_lines(tmp_path / METRICS, 100) == [line(1.0)]
+    assert read_lines(tmp_path / METRICS, 5) == []
+    assert read_lines(tmp_path / "nowhere" / METRICS, 5) == []
 
 
 def test_curves_are_drawn(tmp_path):
     train(tmp_path, toy_state(), toy_step, numbers(), CONFIG)
-    picture = curves(read_metrics(tmp_path, 100))
+    picture = curves(read_lines(tmp_path / METRICS, 100))
     assert len(picture.getcolors(1 << 16)) > 5
+    held_out = [{"step": step, "click": 0.2, "box": 0.1 * step} for step in range(8)]
+    assert curves(read_lines(tmp_path / METRICS), held_out).tobytes() != picture.tobytes()
