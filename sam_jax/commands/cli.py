@@ -141,7 +141,10 @@ def masks(
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")],
     checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    kind: Literal["coco", "polygons", "labels", "picture", "packed"] = "coco",
+    kind: tyro.conf.UseAppendAction[
+        tuple[Literal["coco", "polygons", "labels", "tiff", "table", "picture", "packed"], ...]
+    ] = (),
+    prompts: Annotated[Path | None, tyro.conf.arg(metavar="TABLE")] = None,
     points_per_side: int = 32,
     points_per_batch: int = 64,
     pred_iou_thresh: float = 0.88,
@@ -155,10 +158,11 @@ def masks(
     min_mask_region_area: int = 0,
     max_masks: int | None = None,
     distributed: bool = False,
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading(),  # noqa: B008 - it is frozen
     family: Family = None,
     prefix: Prefix = None,
 ) -> None:
-    """Find the masks of everything in images, without a prompt, and write a file for each image.
+    """Find the masks of everything in images, or of the objects in a table, and write a file for each image.
 
     An image whose file is there, and that was not changed since, is left as it is. After an interruption, the same
     command does the rest. An image that cannot be read is named at the end, after the others are done.
@@ -167,9 +171,12 @@ def masks(
       images: image files, or folders of them.
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the folder to write to, made where missing.
-      kind: what to write of an image: COCO's JSON with run lengths; the same with polygons, for tools that read no run
-        lengths; a 16-bit picture that numbers the masks; the image with all masks in colours; or a NumPy file with the
-        masks as bits.
+      kind: what to write of an image, once or more: COCO's JSON with run lengths, which is written if nothing is said;
+        the same with polygons, for tools that read no run lengths; a picture that numbers the masks, as 16-bit PNG
+        (labels) or as TIFF of 16 or 32 bits; a CSV table with a row for each mask; the image with all masks in colours;
+        or a NumPy file with the masks as bits.
+      prompts: a CSV table of objects to ask for instead of everything: image, and x0, y0, x1, y1 of a box, or x, y of a
+        click; rows with the same object belong together.
       points_per_side: a grid of so many points along each side is asked.
       points_per_batch: points that are decoded before their masks are filtered, a bound on memory.
       pred_iou_thresh: keep a mask if its predicted IoU is above; 0 keeps all.
@@ -183,6 +190,7 @@ def masks(
       min_mask_region_area: fill holes and remove islands of fewer pixels.
       max_masks: of each image, the first ones.
       distributed: this is one of several hosts of a TPU or GPU job, which all run this command; each takes its share.
+      reading: how images are read.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
     """
@@ -207,7 +215,18 @@ def masks(
         min_mask_region_area=min_mask_region_area,
         max_masks=max_masks,
     )
-    run(images, checkpoint, out, Console(stderr=True), settings, kind=kind, family=family, prefix=prefix)
+    run(
+        images,
+        checkpoint,
+        out,
+        Console(stderr=True),
+        settings,
+        kinds=kind or ("coco",),
+        prompts=prompts,
+        reading=reading,
+        family=family,
+        prefix=prefix,
+    )
 
 
 def embed(
