@@ -154,6 +154,7 @@ class FinetuneConfig:
         it does not have are added. By default the run's folder gets one.
       split_components: of label images, make each connected blob of a value an object of its own.
       reading: how images are read.
+      tile: side in pixels of the tiles to train on, for small objects in large images; they overlap by a quarter.
       validate: held-out images, data like that to train on: the run looks at them while it
         trains, and keeps what was best.
       split: hold out this share of the images instead, chosen by the seed.
@@ -178,6 +179,7 @@ class FinetuneConfig:
     embeddings: str | None = None
     split_components: bool = False
     reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading()  # noqa: RUF009 - frozen
+    tile: int | None = None
     validate: str | None = None
     split: float = 0.0
     target_scale: int = 1
@@ -189,6 +191,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.target_scale < 1:
             raise ValueError(f"target_scale must be 1 or more, got {self.target_scale}.")
+        if self.tile is not None and self.tile < 1:
+            raise ValueError(f"tile must be 1 or more pixels, got {self.tile}.")
         if not 0 <= self.split < 1 or (self.split and self.validate):
             raise ValueError(
                 f"split must be a share from 0 to below 1, and left out beside validate; got {self.split} and "

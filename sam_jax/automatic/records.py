@@ -86,7 +86,7 @@ def generate_records(
       region: where the points must lie.
     """
     region, grids = check_region(region, size), point_grids(settings)
-    crops = make_crops(size, settings.crop_n_layers, settings.crop_overlap_ratio)
+    crops = make_crops(size, settings.crop_n_layers, settings.crop_overlap_ratio, settings.tile)
     found = [_search(model, variables, crop, encode(crop), size, grids[crop.layer], settings, region) for crop in crops]
     masks = [_Mask(one, index) for one in found for index in range(len(one.points))]
     if len(crops) > 1:

@@ -155,6 +155,7 @@ def masks(
     crop_nms_thresh: float = 0.7,
     crop_overlap_ratio: float = 512 / 1500,
     crop_n_points_downscale_factor: int = 1,
+    tile: int | None = None,
     min_mask_region_area: int = 0,
     max_masks: int | None = None,
     distributed: bool = False,
@@ -187,6 +188,8 @@ def masks(
       crop_nms_thresh: of two masks of several crops, as box_nms_thresh; the smaller crop's is kept.
       crop_overlap_ratio: overlap of the first layer's crops, as a share of the image's shorter side.
       crop_n_points_downscale_factor: layer i has points_per_side / factor^i points along each side.
+      tile: look at tiles of so many pixels along each side, too, which overlap by a quarter. It finds small objects in
+        large images. Prompts of a table are asked in the tile around them.
       min_mask_region_area: fill holes and remove islands of fewer pixels.
       max_masks: of each image, the first ones.
       distributed: this is one of several hosts of a TPU or GPU job, which all run this command; each takes its share.
@@ -212,6 +215,7 @@ def masks(
         crop_nms_thresh=crop_nms_thresh,
         crop_overlap_ratio=crop_overlap_ratio,
         crop_n_points_downscale_factor=crop_n_points_downscale_factor,
+        tile=tile,
         min_mask_region_area=min_mask_region_area,
         max_masks=max_masks,
     )
@@ -319,6 +323,7 @@ def evaluate(
     size_limits: tuple[int, int] | None = None,
     split_components: bool = False,
     reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading(),  # noqa: B008 - it is frozen
+    tile: int | None = None,
     compare: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     overwrite: bool = False,
 ) -> None:
@@ -341,6 +346,7 @@ def evaluate(
         drawn scenes as large a share of their image as these are of one of 640 x 480.
       split_components: of label images, make each connected blob of a value an object of its own.
       reading: how images are read.
+      tile: side in pixels of tiles to measure on, which overlap by a quarter; an object is in the one with most of it.
       compare: the output of an earlier evaluation on the same images, to print both in one table.
       overwrite: replace what is at the output.
     """
@@ -360,6 +366,7 @@ def evaluate(
         size_limits=size_limits,
         split_components=split_components,
         reading=reading,
+        tile=tile,
         compare=compare,
         overwrite=overwrite,
     )

@@ -105,7 +105,7 @@ def run(
                     if asked is None:
                         records = predictor.generate(pixels, **vars(settings))
                     else:
-                        records = ask(predictor, pixels, asked[file.name])
+                        records = ask(predictor, pixels, asked[file.name], settings.tile)
                 except ValueError as error:
                     problems.append(str(error) if file.name in str(error) else f"{file}: {error}")
                 else:

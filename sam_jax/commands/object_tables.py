@@ -7,7 +7,7 @@ the background; rows of one object belong together.
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,9 @@ import numpy as np
 
 from sam_jax.automatic.records import Record
 from sam_jax.commands.predict import CLEAR, best_of
+from sam_jax.images.resize import Size
 from sam_jax.images.run_lengths import coco_run_lengths
+from sam_jax.images.windows import Window, windows_of
 from sam_jax.predictor import Predictor
 
 BOX, CLICK = ("x0", "y0", "x1", "y1"), ("x", "y")
@@ -107,19 +109,55 @@ def _numbers(row: dict[str, str], names: tuple[str, ...]) -> tuple[float, ...] |
     return numbers
 
 
-def ask(predictor: Predictor, pixels: np.ndarray, objects: Sequence[Asked]) -> list[Record]:
+def ask(predictor: Predictor, pixels: np.ndarray, objects: Sequence[Asked], tile: int | None = None) -> list[Record]:
     """Return a record for each object: its best mask, `predicted_iou`, and `object`, its number.
 
     Args:
       predictor: with a decoder and its encoder.
       pixels: the image, RGB.
       objects: what is asked for.
+      tile: side in pixels of the tiles that are encoded instead of the image, those that have an object. An object
+        whose prompts are in no one tile is asked for in the whole image.
 
     Raises:
       ValueError: for a prompt outside of the image.
     """
-    predictor.set_image(pixels)
+    size = pixels.shape[0], pixels.shape[1]
+    groups: dict[Window, list[Asked]] = {}
+    for asked in objects:
+        groups.setdefault(_window_of(asked, size, tile), []).append(asked)
     records = {}
+    for window, some in groups.items():
+        predictor.set_image(pixels[window.pixels])
+        for asked, mask, score in _answers(predictor, [_moved(asked, window) for asked in some]):
+            whole = np.zeros(size, bool)
+            whole[window.pixels] = mask
+            records[asked.number] = _record(asked, whole, score)
+    return [records[asked.number] | {"point_coords": [list(point) for point in asked.points]} for asked in objects]
+
+
+def _window_of(asked: Asked, size: Size, tile: int | None) -> Window:
+    """The tile with all prompts of an object whose middle is nearest to theirs; the image where there is none."""
+    corners = np.array([*asked.points, *(point for box in asked.boxes for point in (box[:2], box[2:]))])
+    low, high = corners.min(0), corners.max(0)
+
+    def distance(window: Window) -> float:
+        return float(np.abs(low + high - (window.x0 + window.x1, window.y0 + window.y1)).sum())
+
+    inside = [w for w in windows_of(size, tile) if (low >= (w.x0, w.y0)).all() and (high <= (w.x1, w.y1)).all()]
+    return min(inside, key=distance, default=windows_of(size, None)[0])
+
+
+def _moved(asked: Asked, window: Window) -> Asked:
+    """The prompts in pixels of a window."""
+    x0, y0 = window.x0, window.y0
+    points = [(x - x0, y - y0) for x, y in asked.points]
+    boxes = [(box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0) for box in asked.boxes]
+    return asked._replace(points=points, boxes=boxes)
+
+
+def _answers(predictor: Predictor, objects: Sequence[Asked]) -> Iterator[tuple[Asked, np.ndarray, float]]:
+    """Each object's best mask in the image that is set, and its score."""
     for clear in (False, True):
         some = [asked for asked in objects if asked.is_clear == clear]
         for start in range(0, len(some), TOGETHER):
@@ -128,9 +166,7 @@ def ask(predictor: Predictor, pixels: np.ndarray, objects: Sequence[Asked]) -> l
             labels = _given([asked.labels for asked in group])
             boxes = _given([asked.boxes[0] if asked.boxes else () for asked in group])
             found = best_of(predictor.predict(points, labels, boxes, multimask=not clear))
-            for asked, mask, score in zip(group, found.masks[:, 0], found.scores[:, 0], strict=True):
-                records[asked.number] = _record(asked, mask, float(score))
-    return [records[asked.number] for asked in objects]
+            yield from zip(group, found.masks[:, 0], found.scores[:, 0].tolist(), strict=True)
 
 
 def _given(entries: list[Any]) -> list[Any] | None:
@@ -150,7 +186,6 @@ def _record(asked: Asked, mask: np.ndarray, score: float) -> Record:
         "area": int(mask.sum()),
         "bbox": box,
         "predicted_iou": score,
-        "point_coords": [list(point) for point in asked.points],
     }
 
 

@@ -14,7 +14,9 @@ from sam_jax import Predictor
 from sam_jax.commands import cli
 from sam_jax.commands.demo import SMALL
 from sam_jax.commands.masks import numbered
-from sam_jax.commands.object_tables import Asked, read_prompts
+from sam_jax.commands.object_tables import Asked, ask, read_prompts
+from sam_jax.images.run_lengths import decoded
+from sam_jax.images.windows import Window, windows_of
 from sam_jax.train.data.scenes import draw_scene
 
 SIZE = (60, 90)
@@ -81,6 +83,43 @@ def test_prompts_in_a_table_become_labels_coco_and_a_table(folder: Path, run: An
     assert float(rows[0]["score"]) == pytest.approx(scores.max(), abs=1e-4)
     assert not (folder / "out" / "c.tif").exists()
     assert "2 were there" in run(folder / "images", "-o", folder / "out", "--prompts", table, *kinds)
+
+
+@pytest.mark.slow
+def test_small_objects_of_a_large_image_are_found_in_tiles(folder: Path, run: Any) -> None:
+    """Four copies of a scene side by side: tiles find in each what the scene alone has."""
+    scene = draw_scene(1, SIZE).image
+    Image.fromarray(np.tile(scene, (4, 4, 1))).save(folder / "large.png")
+    settings = ("--points-per-side", "4", "--pred-iou-thresh", "0.3", "--stability-score-thresh", "0.3")
+    found = []
+    for tile in ((), ("--tile", "90")):
+        run(folder / "large.png", "-o", folder / f"out{len(tile)}", "--kind", "table", *settings, *tile)
+        found.append(len(rows_of(folder / f"out{len(tile)}" / "large.csv")))
+    assert found[1] > 2 * found[0]
+
+
+def test_prompts_are_asked_in_the_tile_around_them(folder: Path) -> None:
+    pixels = np.tile(draw_scene(1, SIZE).image, (2, 3, 1))  # 120 x 270: tiles of 90 begin at 0, 30 and 0, 60, 120, 180
+    predictor = Predictor.load(SMALL)
+    box = (100.0, 40.0, 140.0, 70.0)
+    objects = [
+        Asked(5, [], [], [box]),
+        Asked(2, [(200.0, 100.0)], [1], []),
+        Asked(9, [], [], [(5.0, 5.0, 200.0, 50.0)]),
+    ]
+    records = ask(predictor, pixels, objects, tile=90)
+    assert [record["object"] for record in records] == [5, 2, 9]
+    assert records[1]["point_coords"] == [[200.0, 100.0]]
+    window = Window(60, 0, 150, 90)
+    assert window in windows_of((120, 270), 90)
+    predictor.set_image(pixels[window.pixels])
+    masks, scores, _ = predictor.predict(boxes=(40, 40, 80, 70))
+    want = np.zeros((120, 270), bool)
+    want[window.pixels] = masks[scores.argmax()]
+    np.testing.assert_array_equal(decoded(records[0]["segmentation"]), want)
+    predictor.set_image(pixels)
+    masks, scores, _ = predictor.predict(boxes=(5, 5, 200, 50))
+    np.testing.assert_array_equal(decoded(records[2]["segmentation"]), masks[scores.argmax()])
 
 
 @pytest.mark.slow

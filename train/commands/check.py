@@ -52,7 +52,7 @@ def check(
       ValueError: for bad data: one error names all that is wrong.
     """
     decoder = load(checkpoint, family=family, prefix=prefix)[0].config
-    source = open_source(Path(data), split_components=config.split_components, reading=config.reading)
+    source = open_source(Path(data), split_components=config.split_components, reading=config.reading, tile=config.tile)
     shown = set(np.linspace(0, len(source) - 1, min(len(source), SHOWN), dtype=int).tolist())
     looks, pictures = [], []
     for index in track(range(len(source)), "Reading images", console=Console(stderr=True)):
@@ -63,7 +63,7 @@ def check(
         contact_sheet(pictures).save(file, "PNG")
     screen = Console()
     screen.print(table(looks))
-    screen.print(summary(looks))
+    screen.print(summary(looks, "images" if config.tile is None else "tiles"))
     for note in (*source.notes, *warnings(looks, config.reading.range)):
         screen.print(note)
     screen.print(f"Wrote {Path(out) / SHEET}")
@@ -84,14 +84,14 @@ def table(looks: Sequence[Look]) -> Table:
     return rows
 
 
-def summary(looks: Sequence[Look]) -> str:
-    """Return the numbers of all images together, in words."""
+def summary(looks: Sequence[Look], kind: str) -> str:
+    """Return the numbers of all images, or of all tiles, together in words."""
     areas = np.concatenate([look.areas for look in looks])
     quantiles = ", ".join(
         f"{100 * share:.0f} %: {area:,.0f}"
         for share, area in zip(QUANTILES, np.quantile(areas, QUANTILES), strict=True)
     )
-    return f"{len(looks):,} images, {len(areas):,} objects. Quantiles of the areas in pixels: {quantiles}."
+    return f"{len(looks):,} {kind}, {len(areas):,} objects. Quantiles of the areas in pixels: {quantiles}."
 
 
 def warnings(looks: Sequence[Look], rule: str) -> list[str]:

@@ -45,6 +45,7 @@ def run(
     size_limits: tuple[int, int] | None = None,
     split_components: bool = False,
     reading: Reading = Reading(),  # noqa: B008 - frozen
+    tile: int | None = None,
     compare: Path | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -60,7 +61,7 @@ def run(
         source = DrawnScenes(images, model.config.image_size, SCENES[data], held_out=True)
         size_limits = size_limits or limits_for(model.config.image_size)
     else:
-        source = open_source(Path(data), split_components=split_components, reading=reading)
+        source = open_source(Path(data), split_components=split_components, reading=reading, tile=tile, once=True)
         for note in (*source.notes, *flat_note(source)):
             Console(stderr=True).print(note)
     if embeddings is not None:

@@ -47,7 +47,8 @@ def open_sources(data: str, config: FinetuneConfig, frame: Size, say: Console) -
         if data == SCENES:
             raise ValueError(f"split is for images, not for {SCENES}: let validate be {SCENES}, which draws others.")
         source, held_out = split(source, config.split, config.seed)
-        say.print(f"{len(held_out)} images are held out, {len(source)} are trained on.")
+        kind = "tiles" if config.tile else "images"
+        say.print(f"{len(held_out)} {kind} are held out, {len(source)} are trained on.")
     else:
         return source, None
     number = min(len(held_out), HELD_OUT_IMAGES)
@@ -57,7 +58,9 @@ def open_sources(data: str, config: FinetuneConfig, frame: Size, say: Console) -
 def _open(data: str, config: FinetuneConfig, frame: Size, say: Console, held_out: bool = False) -> Source:
     if data == SCENES:
         return DrawnScenes(HELD_OUT_IMAGES, frame, held_out=True) if held_out else DrawnScenes(size=frame)
-    source = open_source(Path(data), split_components=config.split_components, reading=config.reading)
+    source = open_source(
+        Path(data), split_components=config.split_components, reading=config.reading, tile=config.tile, once=held_out
+    )
     for note in (*source.notes, *flat_note(source)):
         say.print(note)
     return source

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
@@ -15,7 +15,9 @@ from scipy import ndimage
 from sam_jax.errors import in_words
 from sam_jax.images.read import TIFF, Reading, read_header, read_image
 from sam_jax.images.resize import Size
+from sam_jax.images.windows import Window, windows_of
 from sam_jax.train.data.examples import Example, Problems, check_room, range_note
+from sam_jax.train.data.tiles import objects_of_tiles, tile_name
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
@@ -31,6 +33,11 @@ SPECK = 16
 MANY_SPECKS = 5
 """From so many specks in a label on, they are told, if they are a fifth of its objects."""
 EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
+
+Layer = Shaped[np.ndarray, "height width"]
+"""A number for each pixel, 0 on the background."""
+Object = tuple[int, Any]
+"""The layer of an object, and its value there."""
 
 
 class LabelFolder:
@@ -51,6 +58,8 @@ class LabelFolder:
         *,
         split_components: bool = False,
         reading: Reading = Reading(),  # noqa: B008 - frozen
+        tile: int | None = None,
+        once: bool = False,
     ) -> None:
         """Read and check all labels.
 
@@ -58,6 +67,8 @@ class LabelFolder:
           folder: what holds images and labels.
           split_components: make each connected blob of a value an object of its own.
           reading: how images are read.
+          tile: side in pixels of the tiles that become the examples; by default they are the images.
+          once: give each object to one tile alone.
 
         Raises:
           ValueError: for images without a label or the other way round, sizes that differ, labels that are none, or no
@@ -70,42 +81,93 @@ class LabelFolder:
             found, wanted = (images[name], "label") if name in images else (labels[name], "image")
             problems.add(f"{found} has no {wanted} named {name}.")
         self.split, self.reading, wide, empty = split_components, reading, [], []
-        self.pairs: list[tuple[Path, Path, Size]] = []
+        self.parts: list[_Part] = []
         both = sorted(images.keys() & labels.keys())
         for name in track(both, "Checking labels", console=Console(stderr=True), disable=len(both) < 200):
             try:
                 header = read_header(images[name])
-                pair = images[name], labels[name], header.turned_size
-                masks = self._masks(*pair)
+                label = _Label(self._layers(images[name], labels[name], header.turned_size))
+                parts = _parts(images[name], labels[name], label, header.turned_size, tile, once)
             except ValueError as error:
                 problems.add(str(error))
                 continue
-            notes.look_at(labels[name], masks, split_components)
-            if len(masks):
-                self.pairs.append(pair)
-                wide += [images[name].name] if header.wide else []
-            else:
-                empty.append(images[name].name)
+            notes.look_at(labels[name], label, split_components)
+            self.parts += parts
+            wide += [images[name].name] if parts and header.wide else []
+            empty += [] if parts else [images[name].name]
         problems.raise_all()
-        if not self.pairs:
+        if not self.parts:
             raise ValueError(f"{folder} has no objects: its {len(labels)} labels are 0 (background) everywhere.")
         told = (f"Left out {len(empty)} images without an object, such as {empty[0]}.",) if empty else ()
-        self.notes = (*told, *notes.sentences(), *range_note(wide, len(self.pairs), reading))
+        self.notes = (*told, *notes.sentences(), *range_note(wide, len(both) - len(empty), reading))
 
-    def _masks(self, image: Path, label: Path, size: Size) -> Bool[np.ndarray, "n height width"]:
-        masks = read_label(label, size, image, self.reading.page)
-        return split_blobs(masks, label) if self.split else masks
+    def _layers(self, image: Path, label: Path, size: Size) -> list[Layer]:
+        layers = _read_layers(label, size, image, self.reading.page)
+        return list(map(split_blobs, layers)) if self.split else layers
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.parts)
 
     def file(self, index: int) -> Path:
         """Return the file of an example's image."""
-        return self.pairs[index][0]
+        return self.parts[index].image
 
     def __getitem__(self, index: int) -> Example:
-        image, label, size = self.pairs[index]
-        return Example(read_image(image, self.reading), self._masks(image, label, size), image.name)
+        part = self.parts[index]
+        image = read_image(part.image, self.reading)
+        size = (image.shape[0], image.shape[1])
+        masks = _draw(self._layers(part.image, part.label, size), part.objects, part.window)
+        whole = part.window.size == size
+        name = part.image.name if whole else tile_name(part.image.name, part.window.x0, part.window.y0)
+        return Example(image[part.window.pixels], masks, name)
+
+
+class _Part(NamedTuple):
+    """An image or a tile of it, and its objects."""
+
+    image: Path
+    label: Path
+    window: Window
+    objects: list[Object]
+
+
+class _Label:
+    """The objects of a label: the values but 0 of one or more layers, which may lie over each other."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        self.layers = layers
+        found = [np.unique(layer, return_counts=True) for layer in layers]
+        self.objects: list[Object] = [(i, value) for i, (values, _) in enumerate(found) for value in values if value]
+        self.areas = np.array([count for values, counts in found for count in counts[values != 0]], int)
+
+    def counts(self, window: Window) -> Int[np.ndarray, " n"]:
+        """Pixels of each object in a window."""
+        place = {key: n for n, key in enumerate(self.objects)}
+        counts = np.zeros(len(self.objects), int)
+        for i, layer in enumerate(self.layers):
+            for value, count in zip(*np.unique(layer[window.pixels], return_counts=True), strict=True):
+                if value != 0:
+                    counts[place[i, value]] = count
+        return counts
+
+
+def _draw(layers: list[Layer], objects: list[Object], window: Window) -> Bool[np.ndarray, "n rows columns"]:
+    """Masks of some objects in a window."""
+    masks = np.zeros((len(objects), *window.size), bool)
+    for mask, (i, value) in zip(masks, objects, strict=True):
+        np.equal(layers[i][window.pixels], value, out=mask)
+    return masks
+
+
+def _parts(image: Path, path: Path, label: _Label, size: Size, tile: int | None, once: bool) -> list[_Part]:
+    """The tiles of an image that have objects."""
+    windows = windows_of(size, tile)
+    counts = [label.areas] if len(windows) == 1 else [label.counts(window) for window in windows]
+    places = objects_of_tiles(np.stack(counts), label.areas, once=once)
+    for window, some in zip(windows, places, strict=True):
+        check_room(len(some), window.size, str(path))
+    chosen = zip(windows, places, strict=True)
+    return [_Part(image, path, window, [label.objects[n] for n in some]) for window, some in chosen if some]
 
 
 def has_labels(folder: Path) -> bool:
@@ -113,37 +175,26 @@ def has_labels(folder: Path) -> bool:
     return folder.is_dir() and (any((folder / name).is_dir() for name in LABEL_FOLDERS) or bool(_beside(folder)[1]))
 
 
-def read_label(path: Path, size: Size, image: Path, page: int | None = None) -> Bool[np.ndarray, "n height width"]:
-    """Return the objects of a label: of a file each value but 0, of a folder each file.
-
-    Args:
-      path: a file, or a folder of files.
-      size: height and width of its image.
-      image: the image, for errors.
-      page: the page to take of a TIFF file of several, counted from 1.
-
-    Raises:
-      ValueError: naming the file, if it is no label of this size, or has too many objects.
-    """
-    if path.is_dir():
-        files = [file for file in _visible(path) if file.suffix.lower() in LABEL_SUFFIXES]
-        check_room(len(files), size, str(path))
-        masks = [_read_values(file, size, image, page) != 0 for file in files]
-        masks = [mask for mask in masks if mask.any()]
-        return np.stack(masks) if masks else np.zeros((0, *size), bool)
-    values = _read_values(path, size, image, page)
-    objects = np.unique(values[values != 0])
-    check_room(len(objects), size, str(path))
-    return values == objects[:, None, None]
+def _read_layers(path: Path, size: Size, image: Path, page: int | None) -> list[Layer]:
+    """The values of a label file; of a folder of files, those of each, made one object."""
+    if not path.is_dir():
+        return [_read_values(path, size, image, page)]
+    files = [file for file in _visible(path) if file.suffix.lower() in LABEL_SUFFIXES]
+    check_room(len(files), size, str(path))
+    return [_read_values(file, size, image, page) != 0 for file in files]
 
 
-def split_blobs(masks: Bool[np.ndarray, "n height width"], label: Path) -> Bool[np.ndarray, "m height width"]:
-    """Return each connected blob of the masks (by eight neighbours) as a mask. The label is named in errors."""
-    _, height, width = masks.shape
-    blobs = [_blobs(mask) for mask in masks]
-    check_room(sum(count for _, count in blobs), (height, width), str(label))
-    each = [numbered == np.arange(1, count + 1)[:, None, None] for numbered, count in blobs]
-    return np.concatenate([np.zeros((0, height, width), bool), *each])
+def split_blobs(values: Layer) -> Int[np.ndarray, "height width"]:
+    """Return a label in which each connected blob of a value (by eight neighbours) has a value of its own."""
+    objects, places = np.unique(values, return_inverse=True)
+    places = places.reshape(values.shape)
+    split, number = np.zeros(values.shape, np.int32), 0
+    for i, around in enumerate(ndimage.find_objects(places + 1)):
+        if objects[i]:
+            blobs, count = _blobs(places[around] == i)
+            split[around] += np.where(blobs, blobs + number, 0)
+            number += count
+    return split
 
 
 def _blobs(mask: Bool[np.ndarray, "height width"]) -> tuple[Int[np.ndarray, "height width"], int]:
@@ -158,12 +209,14 @@ class _Notes:
         self.blobs: list[str] = []
         self.specks: list[str] = []
 
-    def look_at(self, label: Path, masks: Bool[np.ndarray, "n height width"], split: bool) -> None:
-        specks = int((masks.sum((1, 2)) < SPECK).sum())
-        if specks >= MANY_SPECKS and 5 * specks >= len(masks):
-            self.specks.append(f"{label.name} ({specks} of {len(masks)})")
-        if len(masks) == 1 and not split and (count := _blobs(masks[0])[1]) > 1:
-            self.blobs.append(f"{label.name} ({count})")
+    def look_at(self, path: Path, label: _Label, split: bool) -> None:
+        number, specks = len(label.areas), int((label.areas < SPECK).sum())
+        if specks >= MANY_SPECKS and 5 * specks >= number:
+            self.specks.append(f"{path.name} ({specks} of {number})")
+        if number == 1 and not split:
+            layer, value = label.objects[0]
+            if (count := _blobs(label.layers[layer] == value)[1]) > 1:
+                self.blobs.append(f"{path.name} ({count})")
 
     def sentences(self) -> Iterable[str]:
         if self.blobs:

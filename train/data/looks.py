@@ -1,16 +1,16 @@
 """What the images of a data set are like: their values, and the sizes of their objects."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from sam_jax.config import SamConfig
-from sam_jax.images.read import read_values
+from sam_jax.images.read import read_image, read_values, to_8_bits
 from sam_jax.images.resize import Size, input_size_for
 from sam_jax.train.data.batches import make_targets
-from sam_jax.train.data.examples import Example, Files
+from sam_jax.train.data.examples import Files
 
 EXTREMES = 0.1
 """Percent of an image's pixels at each end of its range that do not count as using it."""
@@ -59,35 +59,30 @@ def look_at(source: Files, index: int, config: SamConfig) -> Look:
       config: of the decoder, which says how large its masks are.
     """
     example, path = source[index], source.file(index)
-    values = read_values(path, source.reading)
+    values = read_values(path, source.reading)  # of the file, also where the example is a tile of it
     targets, _ = make_targets(example.masks, input_size_for(example.original_size, config.image_size), config)
     return Look(
-        name=path.name,
+        name=example.name,
         size=example.original_size,
         kind=str(values.dtype),
         values=(float(values.min()), float(values.max())),
-        used=used_range(example),
+        used=used_range(to_8_bits(values, source.reading.range)),
         areas=example.masks.sum((1, 2)),
         lost=int((targets < 0.5).all((1, 2)).sum()),
     )
 
 
-def used_range(example: Example) -> Range:
-    """Return between which 8-bit values all pixels but the extremes are."""
-    low, high = np.percentile(example.image, (EXTREMES, 100 - EXTREMES))
+def used_range(image: UInt8[np.ndarray, "height width 3"]) -> Range:
+    """Return between which values all pixels but the extremes are."""
+    low, high = np.percentile(image, (EXTREMES, 100 - EXTREMES))
     return float(low), float(high)
 
 
-def flat_note(source: Files, indices: Iterable[int] | None = None) -> tuple[str, ...]:
-    """Return a note on the images that use a small part of their range, if there are any.
-
-    Args:
-      source: the examples.
-      indices: which of them to read; by default at most `LOOKED_AT`, evenly over all.
-    """
-    if indices is None:
-        indices = np.linspace(0, len(source) - 1, min(len(source), LOOKED_AT), dtype=int).tolist()
-    ranges = {source.file(index).name: used_range(source[index]) for index in indices}
+def flat_note(source: Files) -> tuple[str, ...]:
+    """Return a note on the images that use a small part of their range, if there are any among `LOOKED_AT` of them."""
+    files = list(dict.fromkeys(map(source.file, range(len(source)))))
+    some = [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), LOOKED_AT), dtype=int)]
+    ranges = {file.name: used_range(read_image(file, source.reading)) for file in some}
     flat = [(name, used) for name, used in ranges.items() if used[1] - used[0] < LITTLE]
     return (flat_sentence(flat, len(ranges), source.reading.range),) if flat else ()
 

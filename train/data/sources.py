@@ -18,7 +18,7 @@ from sam_jax.images.pixels import EncodedImage
 from sam_jax.images.read import Reading
 from sam_jax.images.resize import Size
 from sam_jax.train.data.coco import CocoImages
-from sam_jax.train.data.examples import Example, Source
+from sam_jax.train.data.examples import Example, Files, Source
 from sam_jax.train.data.labels import LabelFolder, has_labels
 from sam_jax.train.data.scenes import HELD_OUT_SEEDS, draw_scene
 from sam_jax.train.data.shapes import TRAINING_CLASSES
@@ -32,6 +32,8 @@ def open_source(
     *,
     split_components: bool = False,
     reading: Reading = Reading(),  # noqa: B008 - frozen
+    tile: int | None = None,
+    once: bool = False,
 ) -> CocoImages | LabelFolder:
     """Return the source that a path holds, all of it checked.
 
@@ -41,21 +43,24 @@ def open_source(
         images.
       split_components: of label images, make each connected blob of a value an object of its own.
       reading: how images are read.
+      tile: side in pixels of the tiles that become the examples (`windows_of`); by default they are the images. An
+        object that a tile's edge cuts is left out of it where few pixels of it are left.
+      once: give each object to one tile alone, to measure it once.
 
     Raises:
       ValueError: where the data is bad.
       FileNotFoundError: where there is none.
     """
-    data = Path(data)
+    data, how = Path(data), {"reading": reading, "tile": tile, "once": once}
     if data.is_dir() and (data / "annotations.json").is_file():
         data = data / "annotations.json"
     if data.is_file():
         beside = data.parent / "images"
-        return CocoImages(data, beside if beside.is_dir() else data.parent, reading=reading)
+        return CocoImages(data, beside if beside.is_dir() else data.parent, **how)
     if has_labels(data):
-        return LabelFolder(data, split_components=split_components, reading=reading)
+        return LabelFolder(data, split_components=split_components, **how)
     if data.is_dir() and (files := sorted(data.glob("[!.]*.json"))):
-        return CocoImages(files, data, reading=reading)
+        return CocoImages(files, data, **how)
     raise FileNotFoundError(
         f"{data} is no data set: it must be a COCO JSON file, or a folder with images/ and either annotations.json, "
         "labels/ or masks/, or with labels NAME_mask beside the images."
@@ -130,12 +135,14 @@ def split(source: Source, share: float, seed: int) -> tuple[Part, Part]:
     Raises:
       ValueError: for a single image.
     """
-    number = len(source)
-    if number < 2:
-        raise ValueError(f"There is {number} image: to hold out some, there must be 2 or more.")
-    held_out = min(max(round(share * number), 1), number - 1)
-    order = np.random.default_rng(seed).permutation(number).tolist()
-    return Part(source, sorted(order[held_out:])), Part(source, sorted(order[:held_out]))
+    files = [source.file(i) if isinstance(source, Files) else i for i in range(len(source))]
+    images = sorted(set(files))  # the tiles of an image stay together
+    if len(images) < 2:
+        raise ValueError(f"There is {len(images)} image: to hold out some, there must be 2 or more.")
+    number = min(max(round(share * len(images)), 1), len(images) - 1)
+    held_out = {images[i] for i in np.random.default_rng(seed).permutation(len(images))[:number]}
+    parts = [[i for i, file in enumerate(files) if (file in held_out) == wanted] for wanted in (False, True)]
+    return Part(source, parts[0]), Part(source, parts[1])
 
 
 class Embedded:

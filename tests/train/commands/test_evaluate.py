@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from small_run import save_checkpoint
 
@@ -30,6 +32,17 @@ def test_drawn_scenes(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "+0.000" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match="To replace it, add --overwrite"):
         run("scenes", str(checkpoint), tmp_path / "out")
+
+
+def test_tiles(checkpoint: Path, tmp_path: Path) -> None:
+    label = np.zeros((96, 150), np.uint8)
+    label[10:30, 40:60], label[50:80, 90:120] = 1, 2
+    for place, values in {"images": 80 * label, "labels": label}.items():
+        (tmp_path / place).mkdir()
+        Image.fromarray(values).save(tmp_path / place / "a.png")
+    run(str(tmp_path), str(checkpoint), tmp_path / "out", cap=1, objects=2, tile=64)
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (report["images"], report["all"]["objects"]) == (2, 2)  # each object is in one tile alone
 
 
 def figures(shift: float = 0.0, objects: int = 5) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_places_of_labels(folder: Path, place: str) -> None:
         (folder / "masks").rmdir()
     write(folder / place, LABEL.astype(np.uint16))
     source = open_source(folder)
-    assert [path.name for path, *_ in source.pairs] == ["a.png"]
+    assert [source.file(i).name for i in range(len(source))] == ["a.png"]
     np.testing.assert_array_equal(source[0].masks, [LABEL == 1, LABEL == 2])
 
 
