@@ -137,6 +137,39 @@ class LoopConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """How images change at random each time they are seen. What is None is on where the encoder trains on images.
+
+    Attributes:
+      flips: left and right, and top and bottom, change places, each in half of the cases.
+      turns: by no, one, two or three quarters.
+      brightness: values move by at most this share of their range; 0 for not.
+      contrast: distances to the mean value change by at most this share; 0 for not.
+    """
+
+    flips: bool | None = None
+    turns: bool | None = None
+    brightness: float | None = None
+    contrast: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"Augmentation.{name} must be a share from 0 to below 1, got {getattr(self, name)}.")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything changes."""
+        return any(vars(self).values())
+
+    def or_default(self, on: bool) -> "Augmentation":
+        """Return the same with every None decided: on or off."""
+        usual = Augmentation(True, True, 0.2, 0.2) if on else Augmentation(False, False, 0.0, 0.0)
+        asked = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(usual, **asked)
+
+
+@dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
     """A whole run.
 
@@ -161,6 +194,7 @@ class FinetuneConfig:
       target_scale: pixels of a target along each side of a low-res pixel; losses and simulated prompts go by them. With
         1, a step takes least time and memory. With 4, they are those of SAM's input frame: edges come out finer than a
         low-res pixel.
+      augment: how images change at random, where the encoder trains.
       loss: weights of the loss.
       simulation: the simulated user.
       optimizer: settings of the optimizer.
@@ -183,6 +217,7 @@ class FinetuneConfig:
     validate: str | None = None
     split: float = 0.0
     target_scale: int = 1
+    augment: Augmentation = Augmentation()
     loss: LossConfig = LossConfig()
     simulation: Simulation = Simulation()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -290,7 +290,8 @@ def finetune(
       config: settings as JSON instead of flags, such as finetune.json of another run.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
-      check: read all of the data, print what is in it, write a contact sheet to out/check.png, and train nothing.
+      check: read all of the data, print what is in it, write a contact sheet to out/check.png and settings that are
+        worth trying first to out/suggested.json, and train nothing.
       settings: everything else about the run.
     """
     from sam_jax.train.commands.check import check as check_data

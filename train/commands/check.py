@@ -13,12 +13,13 @@ from sam_jax.atomic import written_whole
 from sam_jax.files.checkpoints import load
 from sam_jax.images.draw import draw_everything, side_by_side
 from sam_jax.images.plot import stacked
+from sam_jax.train.commands.suggest import suggested
 from sam_jax.train.config import FinetuneConfig
 from sam_jax.train.data.examples import Example
 from sam_jax.train.data.looks import Look, flat_sentence, look_at
 from sam_jax.train.data.sources import open_source
 
-SHEET = "check.png"
+SHEET, SUGGESTED = "check.png", "suggested.json"
 SHOWN = 24
 """Images of the contact sheet."""
 ACROSS = 4
@@ -38,7 +39,7 @@ def check(
     family: str | None = None,
     prefix: str | None = None,
 ) -> None:
-    """Read a whole data set, print a table of it, and write a contact sheet, `check.png`, to a folder.
+    """Read a whole data set, print a table of it, and write a contact sheet and settings to try first to a folder.
 
     Args:
       data: a COCO JSON file or a folder (`sam_jax.train.data.sources.open_source`).
@@ -66,7 +67,14 @@ def check(
     screen.print(summary(looks, "images" if config.tile is None else "tiles"))
     for note in (*source.notes, *warnings(looks, config.reading.range)):
         screen.print(note)
+    settings = suggested(config, len({source.file(index) for index in range(len(source))}))
+    with written_whole(Path(out) / SUGGESTED, overwrite=True) as file:
+        file.write_text(settings.to_json() + "\n", "utf-8")
     screen.print(f"Wrote {Path(out) / SHEET}")
+    screen.print(
+        f"Worth trying first: train {settings.train} for {settings.loop.steps} steps. These settings are in "
+        f"{Path(out) / SUGGESTED}; put --config {Path(out) / SUGGESTED} in the place of --check and other settings."
+    )
 
 
 def table(looks: Sequence[Look]) -> Table:

@@ -114,6 +114,8 @@ def finetune(
         raise ValueError(
             "embeddings must be left out where the encoder trains or scenes are drawn: it sees each image in the step."
         )
+    if not encoder_trains and config.augment.is_on:
+        raise ValueError("augment must be left out where the encoder does not train: it sees each image once.")
     origin = provenance_of(checkpoint, family, prefix)
     stored_as = model.config, config.dtype, origin
     store = None if config.embeddings is None else _opened(config.embeddings, model.config, origin)
@@ -149,6 +151,7 @@ def finetune(
         workers=config.workers,
         preprocessing=encoder.config.preprocessing,
         target_scale=config.target_scale,
+        augmentation=config.augment.or_default(encoder_trains and data != SCENES),
     )
     with contextlib.closing(stream):
         state = train(out, state, step, stream, config.loop, measure)

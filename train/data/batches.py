@@ -4,6 +4,7 @@ Targets are as large as the low-res logits, or a whole number of times as large 
 frame. Each of their pixels is the *share* of what it covers that the object has; 0.5 and more is in the object.
 """
 
+import dataclasses
 import functools
 
 import grain
@@ -19,6 +20,8 @@ from sam_jax.encoders.config import Preprocessing
 from sam_jax.images.preprocess import prepare
 from sam_jax.images.resize import Size, coverage
 from sam_jax.prompts import AnyArray
+from sam_jax.train.config import Augmentation
+from sam_jax.train.data.augment import augmented
 from sam_jax.train.data.examples import Example, Source
 
 
@@ -53,6 +56,7 @@ def batches(
     workers: int = 0,
     preprocessing: Preprocessing = "sam",
     target_scale: int = 1,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
     process: int | None = None,
     processes: int | None = None,
 ) -> "grain.DatasetIterator[Batch]":
@@ -71,6 +75,7 @@ def batches(
       workers: processes that make batches; 0 for threads of this one. End them with the iterator's `close`.
       preprocessing: that of the encoder which is to run (`encoder.config.preprocessing`).
       target_scale: how many pixels of a target a low-res pixel has along each side.
+      augmentation: how images change that are not encoded; what it leaves open does not.
       process: the number of this process; JAX's by default.
       processes: how many there are; JAX's by default.
 
@@ -89,7 +94,12 @@ def batches(
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     dataset = dataset.random_map(
         functools.partial(
-            make_item, config=config, objects=objects, preprocessing=preprocessing, target_scale=target_scale
+            make_item,
+            config=config,
+            objects=objects,
+            preprocessing=preprocessing,
+            target_scale=target_scale,
+            augmentation=augmentation,
         )
     )
     # Split after everything random, which goes by an item's number among all.
@@ -111,19 +121,24 @@ def make_item(
     objects: int,
     preprocessing: Preprocessing = "sam",
     target_scale: int = 1,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
 ) -> Batch:
     """Return one image of a batch, its arrays without the image axis.
 
     Args:
       example: the image and all of its objects.
-      rng: for the choice of objects.
+      rng: for the choice of objects, and for what changes.
       config: settings of the decoder.
       objects: how many objects to take.
       preprocessing: of an image that is not encoded.
       target_scale: as in `batches`.
+      augmentation: as in `batches`.
     """
     number = len(example.masks)
     chosen = example.masks[rng.choice(number, min(objects, number), replace=False)]
+    if example.encoded is None:
+        example = augmented(dataclasses.replace(example, masks=chosen), rng, augmentation)
+        chosen = example.masks
     frame = embedding = None
     if example.encoded is None:
         frame, input_size = prepare(example.image, config.image_size, preprocessing)

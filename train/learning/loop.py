@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sam_jax.images.plot import line_plot, stacked
+from sam_jax.memory import peak_memory
 from sam_jax.train.config import LoopConfig
 from sam_jax.train.learning.lines import Line, append_line, read_lines, write_lines
 from sam_jax.train.learning.state import TrainState
@@ -85,25 +86,28 @@ def train(
         if validation and not validation.history:
             look()
         stopping = bool(validation and validation.is_over)
-        pending, since = [], time.monotonic()
+        pending, clock = [], _Clock()
         while number < config.steps and not stopping:
             state, metrics = step(state, next(batches))
             pending.append(metrics)
             number += 1
+            if clock.tick(metrics):
+                progress.console.print(clock.in_words(config.steps - number))
             stopping = interrupted.is_set()
             last = stopping or number == config.steps
             if number % config.log_every == 0 or last:
-                line = summarise(number, jax.device_get(pending), time.monotonic() - since)
+                line = summarise(number, jax.device_get(pending), clock.seconds())
                 check_line(line, history, config.diverged)
                 history.append(line)
                 append_line(run / METRICS, line)
                 progress.update(task, completed=number, note=f"loss {line['loss']:.4f}")
                 if not progress.console.is_terminal:
                     progress.console.print(_in_words(line, config.steps))
-                pending, since = [], time.monotonic()
+                pending = []
+                clock.begin()
             if validation and (number % config.validate_every == 0 or number == config.steps):
                 look()
-                since = time.monotonic()
+                clock.begin()
                 stopping = last = last or validation.is_over
             if number % config.save_every == 0 or last:
                 save_checkpoint(manager, state, batches)
@@ -153,10 +157,10 @@ def summarise(step: int, metrics: Sequence[Mapping[str, Any]], seconds: float) -
     Args:
       step: number of the last of them.
       metrics: of each step.
-      seconds: that all of them took.
+      seconds: that each took.
     """
     means = {name: float(np.mean([float(values[name]) for values in metrics])) for name in metrics[0]}
-    return {"step": step, "seconds": seconds / len(metrics), **means}
+    return {"step": step, "seconds": seconds, **means}
 
 
 def check_line(line: Line, history: Sequence[Line], diverged: float) -> None:
@@ -199,6 +203,39 @@ def curves(lines: Sequence[Line], held_out: Sequence[Line] = ()) -> Image.Image:
         overlaps |= {f"held-out {name}": points(held_out, name) for name in ("click", "box")}
     highest = max(line["loss"] for line in lines)
     return stacked([line_plot(terms, steps, (0, highest)), line_plot(overlaps, steps, (0, 1))])
+
+
+class _Clock:
+    """Seconds per step, without the first step, which compiles."""
+
+    def __init__(self) -> None:
+        self.ticks, self.before = 0, time.monotonic()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the steps so far."""
+        self.steps, self.since = 0, time.monotonic()
+
+    def tick(self, metrics: Any) -> bool:
+        """Count a step, and return whether it is the second: the first that says how long all others take."""
+        self.ticks += 1
+        self.steps += 1
+        if self.ticks <= 2:
+            jax.block_until_ready(metrics)
+        if self.ticks == 1:
+            self.begin()
+        return self.ticks == 2
+
+    def seconds(self) -> float:
+        """Of a step since `begin`; of the first step where there is no other."""
+        now = time.monotonic()
+        return (now - self.since) / self.steps if self.steps else now - self.before
+
+    def in_words(self, left: int) -> str:
+        """What a run of so many more steps takes, from the steps since `begin`."""
+        seconds, memory = self.seconds(), peak_memory() / 2**30
+        all_of_them = datetime.timedelta(seconds=round(seconds * left))
+        return f"A step takes {seconds:.2f} s; {left} more take {all_of_them}. {memory:.1f} GiB of memory are in use."
 
 
 def _moving(state: TrainState) -> dict[str, Any]:

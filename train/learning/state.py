@@ -86,5 +86,5 @@ def trained_variables(state: TrainState, params: Mapping[str, AnyArray] | None =
       state: of a run.
       params: those that train, of any of its steps; by default the state's, averaged where the optimizer averages.
     """
-    params = averaged(state.params, state.optimizer) if params is None else params
-    return jax.tree.map(jnp.asarray, unflatten(state.frozen | dict(params), state.constants))
+    trained = averaged(state.params, state.optimizer) if params is None else jax.tree.map(jnp.asarray, dict(params))
+    return jax.tree.map(jnp.asarray, unflatten(state.frozen | trained, state.constants))

@@ -10,6 +10,8 @@ from PIL import Image
 from small_run import save_checkpoint
 
 from sam_jax.commands import cli
+from sam_jax.train.commands.suggest import suggested
+from sam_jax.train.config import FinetuneConfig
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +52,20 @@ def test_the_table_has_sizes_ranges_objects_and_what_is_wrong(
         "Warning: 5 of 15 objects are too small for the decoder's masks",
     ):
         assert text in out
-    assert [path.name for path in (folder / "run").iterdir()] == ["check.png"]
+    assert sorted(path.name for path in (folder / "run").iterdir()) == ["check.png", "suggested.json"]
+    settings = FinetuneConfig.read(folder / "run" / "suggested.json")
+    assert (settings.reading.range, settings.train, settings.batch, settings.split) == ("file", "decoder", 2, 0.2)
     sheet = np.asarray(Image.open(folder / "run" / "check.png"))
     assert sheet.shape[1] > 4 * 240
     assert sheet.reshape(-1, 3).std() > 30
+
+
+@pytest.mark.parametrize(("images", "train"), [(10, "decoder"), (100, "decoder_and_prompt_encoder"), (5000, "lora")])
+def test_more_images_train_more_for_longer(images: int, train: str) -> None:
+    settings = suggested(FinetuneConfig(tile=512, validate="x"), images)
+    assert (settings.train, settings.tile, settings.validate, settings.split) == (train, 512, "x", 0.0)
+    assert FinetuneConfig.from_json(settings.to_json()) == settings
+    assert suggested(FinetuneConfig(), 1).split == 0.0
 
 
 def test_every_problem_of_the_data_is_one_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

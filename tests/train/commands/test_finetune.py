@@ -27,7 +27,14 @@ from sam_jax.files.manifest import Manifest
 from sam_jax.train.commands import finetune as finetune_module
 from sam_jax.train.commands import held_out as held_out_module
 from sam_jax.train.commands.finetune import finetune
-from sam_jax.train.config import FinetuneConfig, LoopConfig, LossConfig, OptimizerConfig, Simulation
+from sam_jax.train.config import (
+    Augmentation,
+    FinetuneConfig,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+    Simulation,
+)
 from sam_jax.train.data.examples import Example
 from sam_jax.train.data.sources import Encoded, open_source
 from sam_jax.train.evaluation.evaluate import evaluate
@@ -182,6 +189,7 @@ def test_the_command_trains_everything_with_more_masks_on_two_devices(
     monkeypatch.setenv("COLUMNS", "200")
     cli.main()
     assert stream.call_args.kwargs["target_scale"] == 2
+    assert stream.call_args.kwargs["augmentation"] == Augmentation(True, True, 0.2, 0.2)  # the encoder trains
     out = capsys.readouterr().out
     assert "masks 0 to 3 loaded, 4 to 4 initialised:" in out
     assert "\n           params/mask_decoder/mask_tokens" in out
@@ -272,6 +280,8 @@ def test_embeddings_can_be_those_of_a_store(folder: Path, monkeypatch: pytest.Mo
         np.testing.assert_array_equal(after.read(name).embedding, embedding)
     assert not (folder / "stored" / "embeddings").exists()
 
+    with pytest.raises(ValueError, match="augment must be left out where the encoder does not train"):
+        finetune(str(data), str(base), folder / "no", dataclasses.replace(config, augment=Augmentation(flips=True)))
     with pytest.raises(ValueError, match="embeddings must be left out where the encoder trains"):
         finetune(str(data), str(base), folder / "no", dataclasses.replace(config, train="everything"))
     with pytest.raises(ValueError, match="is no store of embeddings"):

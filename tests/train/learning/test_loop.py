@@ -1,7 +1,9 @@
 import json
 import math
 import os
+import re
 import signal
+import time
 
 import grain
 import jax
@@ -79,6 +81,17 @@ def test_a_log_file_gets_a_line_where_a_terminal_has_a_bar(tmp_path, capsys):
     assert lines[-1].endswith("s a step, 0:00:00 left")
 
 
+def test_time_and_memory_are_told_after_two_steps_and_compiling_is_no_step(tmp_path, capsys):
+    def slow_at_first(state, batch):
+        time.sleep(1.0 if int(state.step) == 0 else 0.01)
+        return toy_step(state, batch)
+
+    train(tmp_path, toy_state(), slow_at_first, numbers(), CONFIG)
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"A step takes 0\.\d\d s; 6 more take 0:00:0\d\. \d+\.\d GiB of memory are in use\.", said)
+    assert all(line["seconds"] < 0.5 for line in read_lines(tmp_path / METRICS))
+
+
 def test_a_run_that_is_done_is_done(tmp_path):
     train(tmp_path, toy_state(), toy_step, numbers(), CONFIG)
     state = train(tmp_path, toy_state(), killed_at(8), numbers(), CONFIG)
@@ -113,7 +126,7 @@ def test_a_loss_far_above_the_lowest_is_divergence():
 
 def test_lines_are_means_and_one_bad_step_is_not_hidden():
     metrics = [{"loss": np.float32(1)}, {"loss": np.float32(3)}]
-    assert summarise(7, metrics, 5.0) == {"step": 7, "seconds": 2.5, "loss": 2.0}
+    assert summarise(7, metrics, 2.5) == {"step": 7, "seconds": 2.5, "loss": 2.0}
     assert math.isnan(summarise(7, [*metrics, {"loss": np.float32("nan")}], 5.0)["loss"])
 
 
