@@ -163,9 +163,10 @@ class Predictor:
         """
         config = AutomaticConfig(**settings)
         if isinstance(image, EncodedImage):
-            if config.crop_n_layers:
+            if config.layers:
+                crops = "crop_n_layers" if config.tile is None else "tile"
                 raise ValueError(
-                    "Crops are encoded one by one, so crop_n_layers needs the image's pixels, not an EncodedImage."
+                    f"Crops are encoded one by one, so {crops} needs the image's pixels, not an EncodedImage."
                 )
             return generate_records(self.model, self.variables, image.original_size, lambda _: image, config, region)
         pixels = rgb_pixels(image)

@@ -73,8 +73,8 @@ def generate_masks(
       input_size: height and width of the resized image in the input frame, before padding.
       original_size: height and width of the image.
       points: where to ask: (x, y) in the input frame; by default the grid of the settings.
-      settings: `crop_n_layers`, `min_mask_region_area` and `output_mode` are for `Predictor.generate` and not used
-        here; `max_masks` is the size of the result, 256 by default.
+      settings: `crop_n_layers`, `tile`, `min_mask_region_area` and `output_mode` are for `Predictor.generate` and not
+        used here; `max_masks` is the size of the result, 256 by default.
 
     Returns:
       Masks, of which `valid` count. `resize_masks` or `binary_masks` bring them to the original size.

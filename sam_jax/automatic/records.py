@@ -103,7 +103,7 @@ def generate_records(
       progress: is told how far it is.
     """
     region, grids = check_region(region, size), point_grids(settings)
-    crops = make_crops(size, settings.crop_n_layers, settings.crop_overlap_ratio)
+    crops = make_crops(size, settings.crop_n_layers, settings.crop_overlap_ratio, settings.tile)
     found = []
     for i, crop in enumerate(crops):
         part = _Part(progress, SEARCHING * i / len(crops), SEARCHING * (i + 1) / len(crops))

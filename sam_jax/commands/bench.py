@@ -2,9 +2,7 @@
 
 import os
 import platform
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +22,7 @@ from sam_jax.decoder.features import Features, features_of, map_shapes
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.fast.low_rank import prepare_image
 from sam_jax.images.plot import line_plot
+from sam_jax.memory import peak_memory
 from sam_jax.prompts import Prompts
 
 Run = Callable[[], Any]
@@ -152,14 +151,6 @@ def program_memory(model: Sam, variables: Variables, prompt_sets: int) -> dict[s
     return {"result": memory.output_size_in_bytes / MB, "beside it": memory.temp_size_in_bytes / MB}
 
 
-def peak_memory() -> float:
-    """Return the peak memory of this process so far in MB: the device's where it counts, else what is resident."""
-    counted = jax.devices()[0].memory_stats()
-    if counted:
-        return counted["peak_bytes_in_use"] / MB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MB
-
-
 def run(model: Sam, variables: Variables, prompt_sets: Sequence[int], repeats: int) -> dict[str, Any]:
     """Measure the decoder on random inputs, through the public functions.
 
@@ -192,7 +183,7 @@ def run(model: Sam, variables: Variables, prompt_sets: Sequence[int], repeats: i
         "milliseconds": {name: 1000 * seconds[name] for name in kinds},
         "first call, seconds": first_call(model, variables, one),
         "memory of a call, MB": {n: program_memory(model, variables, n) for n in prompt_sets},
-        "peak memory of the process, MB": peak_memory(),
+        "peak memory of the process, MB": peak_memory() / MB,
     }
 
 

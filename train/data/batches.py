@@ -4,6 +4,7 @@ Targets are as large as the low-res logits, or a whole number of times as large 
 frame. Each of their pixels is the *share* of what it covers that the object has; 0.5 and more is in the object.
 """
 
+import dataclasses
 import functools
 
 import grain
@@ -20,6 +21,8 @@ from sam_jax.encoders.config import Preprocessing
 from sam_jax.images.preprocess import prepare, size_in_frame
 from sam_jax.images.resize import Size, coverage
 from sam_jax.prompts import AnyArray
+from sam_jax.train.config import Augmentation
+from sam_jax.train.data.augment import augmented
 from sam_jax.train.data.examples import Example, Source
 
 
@@ -56,6 +59,7 @@ def batches(
     preprocessing: Preprocessing = "sam",
     frame_size: Size | None = None,
     target_scale: int = 1,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
     process: int | None = None,
     processes: int | None = None,
 ) -> "grain.DatasetIterator[Batch]":
@@ -75,6 +79,7 @@ def batches(
       preprocessing: that of the encoder which is to run (`encoder.config.preprocessing`).
       frame_size: height and width of that encoder's frame (`encoder.config.image_size`); the decoder's if not given.
       target_scale: how many pixels of a target a low-res pixel has along each side.
+      augmentation: how images change that are not encoded; what it leaves open does not.
       process: the number of this process; JAX's by default.
       processes: how many there are; JAX's by default.
 
@@ -99,6 +104,7 @@ def batches(
             preprocessing=preprocessing,
             frame_size=frame_size,
             target_scale=target_scale,
+            augmentation=augmentation,
         )
     )
     # Split after everything random, which goes by an item's number among all.
@@ -121,20 +127,25 @@ def make_item(
     preprocessing: Preprocessing = "sam",
     frame_size: Size | None = None,
     target_scale: int = 1,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
 ) -> Batch:
     """Return one image of a batch, its arrays without the image axis.
 
     Args:
       example: the image and all of its objects.
-      rng: for the choice of objects.
+      rng: for the choice of objects, and for what changes.
       config: settings of the decoder.
       objects: how many objects to take.
       preprocessing: of an image that is not encoded.
       frame_size: as in `batches`.
       target_scale: as in `batches`.
+      augmentation: as in `batches`.
     """
     number = len(example.masks)
     chosen = example.masks[rng.choice(number, min(objects, number), replace=False)]
+    if example.encoded is None:
+        example = augmented(dataclasses.replace(example, masks=chosen), rng, augmentation)
+        chosen = example.masks
     frame = embedding = None
     if example.encoded is None:
         frame, _ = prepare(example.image, frame_size or config.image_size, preprocessing)

@@ -18,7 +18,7 @@ from sam_jax.images.pixels import EncodedImage
 from sam_jax.prompts import EMPTY
 from sam_jax.train.data.examples import Example
 from sam_jax.train.evaluation import evaluate as module
-from sam_jax.train.evaluation.evaluate import evaluate
+from sam_jax.train.evaluation.evaluate import evaluate, first_answers
 from sam_jax.train.evaluation.report import Report
 
 EMBEDDING = np.asarray(random_embedding())
@@ -86,6 +86,19 @@ def test_a_model_that_is_always_right(answer: Any) -> None:
     assert report.calibration.error == pytest.approx(0.1, abs=1e-6)
     # The first click of each of three objects, by each of two users; then no error is left to click on.
     assert [new.tolist() for new in labels] == [[1, 1, 1, EMPTY]] * 2
+
+
+def test_first_answers_are_those_of_the_whole_protocol(answer: Any) -> None:
+    logits = right_logits(stripes())
+    logits[0, 2], logits[1] = -1, -logits[1]
+    answer(logits, np.tile(np.float32([0.9, 0.1, 0.8, 0.2]), (3, 1)))
+    report = ask(cap=1)
+    first = first_answers(MODEL, {}, [stripes(), stripes()], objects=4)
+    assert first["click"] == pytest.approx(report.all.click_iou["score"]["1"])
+    assert first["box"] == pytest.approx(report.all.box_iou["score"])
+    assert 0 < first["click"] < 1
+    with pytest.raises(ValueError, match="The examples to validate on have no objects"):
+        first_answers(MODEL, {}, [])
 
 
 def test_a_model_that_sees_nothing(answer: Any) -> None:
