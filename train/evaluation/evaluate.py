@@ -90,10 +90,10 @@ def first_answers(
     """
     found: dict[str, list[float]] = {"click": [], "box": []}
     for example in examples:
-        for group in _groups(encoded_image(example), example.masks, model.config.image_size, objects):
+        for group in _groups(encoded_image(example), example.masks, model.config, objects):
             clicks = _play(model, variables, group, "score", cap=1).ious
             boxes, scores = _ask_boxes(model, variables, group)
-            best = _taken("score", scores, boxes, single=True)
+            best = _taken("score", scores, boxes)
             found["click"] += [clicks[i][0] for i in range(group.number)]
             found["box"] += [float(boxes[i, best[i]]) for i in range(group.number)]
     if not found["box"]:
