@@ -113,7 +113,8 @@ class LoopConfig:
       save_every: batches between checkpoints, a multiple of `log_every`.
       keep: checkpoints that stay on disk; the older ones go.
       diverged: how many times the lowest mean loss of a line means that training has diverged.
-      validate_every: batches between looks at the held-out images, if there are any.
+      validate_every: batches between looks at the held-out images, if there are any, a multiple of `log_every`; by
+        default as many as between checkpoints.
       patience: the run ends after so many looks without a new best; by default it does not.
     """
 
@@ -122,7 +123,7 @@ class LoopConfig:
     save_every: int = 100
     keep: int = 2
     diverged: float = 10.0
-    validate_every: int = 100
+    validate_every: int | None = None
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -131,11 +132,16 @@ class LoopConfig:
                 "LoopConfig needs positive numbers, and save_every must be a multiple of log_every; got "
                 f"steps={self.steps}, log_every={self.log_every}, save_every={self.save_every}, keep={self.keep}."
             )
-        if self.validate_every < 1 or (self.patience is not None and self.patience < 1):
+        if self.look_every < 1 or self.look_every % self.log_every or (self.patience is not None and self.patience < 1):
             raise ValueError(
-                f"LoopConfig needs validate_every and patience of 1 or more, got {self.validate_every} and "
-                f"{self.patience}."
+                "LoopConfig needs validate_every and patience of 1 or more, and validate_every must be a multiple of "
+                f"log_every; got {self.validate_every}, {self.patience} and {self.log_every}."
             )
+
+    @property
+    def look_every(self) -> int:
+        """Batches between looks at the held-out images."""
+        return self.save_every if self.validate_every is None else self.validate_every
 
 
 @dataclasses.dataclass(frozen=True)

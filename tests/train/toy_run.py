@@ -10,7 +10,7 @@ from sam_jax.train.config import LoopConfig
 from sam_jax.train.learning.loop import train
 from sam_jax.train.learning.state import TrainState
 
-VALIDATED = LoopConfig(steps=12, log_every=3, save_every=6, validate_every=2)
+VALIDATED = LoopConfig(steps=12, log_every=2, save_every=6, validate_every=2)
 IOUS = {0: 0.1, 2: 0.3, 4: 0.5, 6: 0.4, 8: 0.5, 10: 0.45, 12: 0.2}
 """Of held-out images, by step. The best is step 4: of equals it is the first."""
 

@@ -10,9 +10,9 @@ from typing import Any
 from sam_jax.train.config import FinetuneConfig, LoopConfig, OptimizerConfig
 
 ROWS: tuple[tuple[int, dict[str, Any]], ...] = (
-    (30, {"train": "decoder", "steps": 300, "validate_every": 25, "learning_rate": 1e-4}),
-    (300, {"train": "decoder_and_prompt_encoder", "steps": 1000, "validate_every": 100, "learning_rate": 1e-4}),
-    (1 << 62, {"train": "lora", "steps": 5000, "validate_every": 250, "learning_rate": 1e-4}),
+    (30, {"train": "decoder", "steps": 300, "look_every": 25, "learning_rate": 1e-4}),
+    (300, {"train": "decoder_and_prompt_encoder", "steps": 1000, "look_every": 100, "learning_rate": 1e-4}),
+    (1 << 62, {"train": "lora", "steps": 5000, "look_every": 250, "learning_rate": 1e-4}),
 )
 """Settings for up to so many images."""
 
@@ -28,12 +28,12 @@ def suggested(config: FinetuneConfig, images: int) -> FinetuneConfig:
       images: how many there are.
     """
     row = next(row for most, row in ROWS if images <= most)
-    every = row["validate_every"]
+    every = row["look_every"]
     return dataclasses.replace(
         config,
         train=row["train"],
         batch=min(config.batch, max(1, images // 2)),
         split=config.split or (0.0 if config.validate or images < 2 else HELD_OUT),
         optimizer=OptimizerConfig(learning_rate=row["learning_rate"]),
-        loop=LoopConfig(row["steps"], every, every, validate_every=every, patience=PATIENCE),
+        loop=LoopConfig(row["steps"], every, every, patience=PATIENCE),
     )

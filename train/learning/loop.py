@@ -49,7 +49,7 @@ def train(
 ) -> TrainState:
     """Train until `config.steps`, from the run's last checkpoint if there is one, and return the last state.
 
-    With held-out images, the run looks at them before the first step, every `config.validate_every` steps, and after
+    With held-out images, the run looks at them before the first step, every `config.look_every` steps, and after
     the last one. The parameters of the best look are kept (`validation.read_best`), and `config.patience` ends the run.
 
     Args:
@@ -105,7 +105,7 @@ def train(
                     progress.console.print(_in_words(line, config.steps))
                 pending = []
                 clock.begin()
-            if validation and (number % config.validate_every == 0 or number == config.steps):
+            if validation and (number % config.look_every == 0 or number == config.steps):
                 look()
                 clock.begin()
                 stopping = last = last or validation.is_over

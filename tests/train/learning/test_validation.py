@@ -17,7 +17,7 @@ from toy_run import validated_run as run
 from sam_jax.train.config import LoopConfig
 from sam_jax.train.learning import validation as validation_module
 from sam_jax.train.learning.lines import read_lines
-from sam_jax.train.learning.loop import train
+from sam_jax.train.learning.loop import METRICS, train
 from sam_jax.train.learning.validation import BEST, VALIDATION, Validation, read_best
 
 
@@ -32,6 +32,8 @@ def assert_same(folder: Path, state, whole) -> None:
     """Both runs have the same last state, the same lines, and the same best parameters, bit for bit."""
     assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), state, whole[1]))
     assert read_lines(folder / VALIDATION) == read_lines(whole[0] / VALIDATION)
+    lines = [[line | {"seconds": 0} for line in read_lines(where / METRICS)] for where in (folder, whole[0])]
+    assert lines[0] == lines[1]
     (step, params), (wanted, of_whole) = read_best(folder), read_best(whole[0])
     assert step == wanted == 4
     np.testing.assert_array_equal(params["x"], of_whole["x"])
