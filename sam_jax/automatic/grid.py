@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 
 from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.errors import describe
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 from sam_jax.images.windows import windows_of
 
 

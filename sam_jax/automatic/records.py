@@ -26,8 +26,9 @@ from sam_jax.decoder.model import Sam, Variables
 from sam_jax.fast.low_rank import ImageState
 from sam_jax.images.full_size import binary_masks
 from sam_jax.images.pixels import EncodedImage
-from sam_jax.images.resize import Size, mask_sizes
+from sam_jax.images.resize import mask_sizes
 from sam_jax.images.run_lengths import coco_run_lengths, run_lengths
+from sam_jax.images.size import Size
 from sam_jax.prompts import Ragged
 
 Progress = Callable[[float], None]

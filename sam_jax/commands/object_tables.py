@@ -15,8 +15,8 @@ import numpy as np
 
 from sam_jax.automatic.records import Record
 from sam_jax.commands.predict import CLEAR, best_of
-from sam_jax.images.resize import Size
 from sam_jax.images.run_lengths import coco_run_lengths
+from sam_jax.images.size import Size
 from sam_jax.images.windows import Window, windows_of
 from sam_jax.predictor import Predictor
 

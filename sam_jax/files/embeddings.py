@@ -26,7 +26,7 @@ from sam_jax.decoder.features import Features, features_of, maps_of
 from sam_jax.errors import describe, in_words
 from sam_jax.files.manifest import Provenance
 from sam_jax.images.pixels import EncodedImage
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 
 StoredDType = Literal["bfloat16", "float32"]
 Shape = tuple[int, int, int]

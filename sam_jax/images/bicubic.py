@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from sam_jax.encoders.bicubic import bicubic_matrix
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 
 
 def bicubic_masks(

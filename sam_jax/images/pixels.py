@@ -25,7 +25,8 @@ from sam_jax.images.bicubic import bicubic_masks
 from sam_jax.images.full_size import binary_masks
 from sam_jax.images.preprocess import prepare, size_in_frame
 from sam_jax.images.read import rgb_pixels
-from sam_jax.images.resize import Size, mask_sizes, mask_to_prompt, to_input_frame, to_original_image
+from sam_jax.images.resize import mask_sizes, mask_to_prompt, to_input_frame, to_original_image
+from sam_jax.images.size import Size
 from sam_jax.prompts import NOT_A_POINT, AnyArray, Prompts, Ragged, depth_of
 
 

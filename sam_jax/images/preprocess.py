@@ -12,7 +12,8 @@ from PIL import Image
 
 from sam_jax.encoders.config import Preprocessing
 from sam_jax.errors import describe
-from sam_jax.images.resize import Size, coverage, input_size_for
+from sam_jax.images.resize import coverage, input_size_for
+from sam_jax.images.size import Size
 
 _MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 """What SAM subtracts from a pixel's red, green and blue."""

@@ -14,7 +14,7 @@ from jaxtyping import Num, Shaped, UInt8
 from PIL import Image, ImageOps
 
 from sam_jax.errors import describe
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 
 TIFF = (".tif", ".tiff")
 ORIENTATION = 0x0112

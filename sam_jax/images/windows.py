@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 
 OVERLAP = 0.25
 """Of neighbouring windows, at least, as a share of their side: smaller objects are whole in one of them."""

@@ -276,12 +276,12 @@ def test_inspect_tells_what_a_folder_is(run, source, tmp_path):
 
 
 def test_inspect_shows_what_is_known_of_a_file_that_cannot_be_converted(run, tensors, tmp_path):
-    other = tensors | {"mask_decoder.final_output_upscaling_layers.0.0.bias": np.zeros(32, np.float32)}
+    other = tensors | {"tracker.model.sam_mask_decoder.iou_token.weight": np.zeros((16, 32), np.float32)}
     safetensors.numpy.save_file(other, tmp_path / "other.safetensors")
     code, out, error = run("inspect", tmp_path / "other.safetensors")
     assert code == 1
     assert rows(out)["tensors"].startswith("138: ")
-    assert "EfficientSAM" in error
+    assert "the multiplex head of SAM 3.1" in error
 
 
 def test_inspect_needs_no_jax(source):

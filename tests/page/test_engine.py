@@ -12,6 +12,9 @@ from sam_jax.page import engine
 from sam_jax.page.engine import Engine, Recent
 from sam_jax.prompts import Prompts
 
+TOKENS = engine.TOKENS
+"""As users have them: the server that all tests share has fewer."""
+
 
 class SlowDecoder:
     """Answers how many prompt sets a call had, when it may."""
@@ -32,6 +35,7 @@ class SlowDecoder:
 def decoder(monkeypatch: pytest.MonkeyPatch) -> SlowDecoder:
     slow = SlowDecoder()
     monkeypatch.setattr(engine, "compile", lambda *_, **__: slow)
+    monkeypatch.setattr(engine, "TOKENS", TOKENS)
     return slow
 
 

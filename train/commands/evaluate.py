@@ -14,7 +14,7 @@ from sam_jax.files.checkpoints import load, load_encoder
 from sam_jax.files.embeddings import EmbeddingStore
 from sam_jax.images.pixels import encode_image
 from sam_jax.images.read import Reading
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 from sam_jax.train.data.examples import Source
 from sam_jax.train.data.looks import flat_note
 from sam_jax.train.data.shapes import HELD_OUT_CLASSES, TRAINING_CLASSES

@@ -11,7 +11,7 @@ from rich.console import Console
 from sam_jax.decoder.model import Sam
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.images.pixels import encode_image
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 from sam_jax.train.config import FinetuneConfig
 from sam_jax.train.data.examples import Source
 from sam_jax.train.data.looks import flat_note

@@ -19,7 +19,8 @@ from sam_jax.config import SamConfig
 from sam_jax.decoder.features import Features
 from sam_jax.encoders.config import Preprocessing
 from sam_jax.images.preprocess import prepare, size_in_frame
-from sam_jax.images.resize import Size, coverage
+from sam_jax.images.resize import coverage
+from sam_jax.images.size import Size
 from sam_jax.prompts import AnyArray
 from sam_jax.train.config import Augmentation
 from sam_jax.train.data.augment import augmented

@@ -14,7 +14,7 @@ from rich.progress import track
 
 from sam_jax.errors import describe, in_words
 from sam_jax.images.read import Header, Reading, read_header, read_image
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 from sam_jax.images.windows import Window, windows_of
 from sam_jax.train.data.examples import Example, Problems, check_room, range_note
 from sam_jax.train.data.outlines import Outline, draw_outline, has_pixels, read_outline

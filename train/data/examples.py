@@ -11,7 +11,7 @@ from jaxtyping import Bool, UInt8
 from sam_jax.errors import in_words
 from sam_jax.images.pixels import EncodedImage
 from sam_jax.images.read import Reading
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 
 RULES = {
     "file": "the smallest value that the file's type can hold becomes 0 and the largest 255",

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from sam_jax.errors import in_words
 from sam_jax.images.read import TIFF, Reading, read_header, read_image
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 from sam_jax.images.windows import Window, windows_of
 from sam_jax.train.data.examples import Example, Problems, check_room, range_note
 from sam_jax.train.data.tiles import objects_of_tiles, tile_name

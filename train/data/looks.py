@@ -8,7 +8,8 @@ from jaxtyping import Int, UInt8
 
 from sam_jax.config import SamConfig
 from sam_jax.images.read import read_image, read_values, to_8_bits
-from sam_jax.images.resize import Size, input_size_for
+from sam_jax.images.resize import input_size_for
+from sam_jax.images.size import Size
 from sam_jax.train.data.batches import make_targets
 from sam_jax.train.data.examples import Files
 

@@ -16,7 +16,7 @@ from rich.progress import track
 from sam_jax.files.embeddings import EmbeddingStore, digest_of
 from sam_jax.images.pixels import EncodedImage
 from sam_jax.images.read import Reading
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 from sam_jax.train.data.coco import CocoImages
 from sam_jax.train.data.examples import Example, Files, Source
 from sam_jax.train.data.labels import LabelFolder, has_labels
