@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 import sam_jax
-from sam_jax.commands.bench import random_embedding, random_prompts
+from sam_jax.commands.bench import random_features, random_prompts
 from sam_jax.commands.random_weights import random_state_dict
 from sam_jax.encoders.config import VIT_B, VIT_H, VIT_L
 from sam_jax.encoders.encoder import make_encoder
@@ -62,7 +62,7 @@ def random_decoder() -> tuple[sam_jax.Sam, Any]:
 def predict_masks(prompt_sets: int) -> dict[str, float]:
     """Measure `sam_jax.predict_masks` for one image."""
     model, variables = random_decoder()
-    embedding, prompts = random_embedding(model), random_prompts(model, prompt_sets)
+    embedding, prompts = random_features(model), random_prompts(model, prompt_sets)
     return measured(lambda: sam_jax.predict_masks(model, variables, embedding, prompts))
 
 
@@ -79,7 +79,7 @@ def encode(name: str) -> dict[str, float]:
 def predict() -> dict[str, float]:
     """Measure `Predictor.predict` for a click."""
     model, variables = random_decoder()
-    image = sam_jax.EncodedImage(random_embedding(model), (683, 1024), (600, 900))
+    image = sam_jax.EncodedImage(random_features(model), (683, 1024), (600, 900))
     return measured(lambda: sam_jax.predict_image(model, variables, image, [[400, 300]], [1]))
 
 

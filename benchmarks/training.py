@@ -27,7 +27,7 @@ from parity.official import OfficialDecoder, random_decoder
 
 import sam_jax
 from sam_jax.batch.decode import map_groups
-from sam_jax.commands.bench import in_turns, machine, peak_memory, random_embedding, random_prompts
+from sam_jax.commands.bench import in_turns, machine, peak_memory, random_features, random_prompts
 from sam_jax.convert import from_torch
 
 Step = Callable[[], tuple[Any, Any]]
@@ -83,7 +83,7 @@ def theirs(official: OfficialDecoder, prompt_sets: int, group: int) -> Step:
 
 
 def inputs(model: sam_jax.Sam, prompt_sets: int) -> tuple[np.ndarray, sam_jax.Prompts]:
-    return random_embedding(model), random_prompts(model, prompt_sets)
+    return random_features(model), random_prompts(model, prompt_sets)
 
 
 def converted(tensors: dict[str, np.ndarray]) -> tuple[sam_jax.Sam, Any]:

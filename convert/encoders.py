@@ -15,6 +15,8 @@ from sam_jax.convert.tables.encoder_settings import (
     frames_of,
     hiera_from_hf,
     hiera_from_shapes,
+    is_plain,
+    plain_vit_from_shapes,
     tiny_vit_from_shapes,
     vit_from_hf,
     vit_from_shapes,
@@ -116,7 +118,7 @@ def encoder_to_torch(encoder: Any, variables: Mapping[str, Any], naming: Naming 
       ValueError: if there is no such naming, or Hugging Face has no names for this encoder.
     """
     kind = kind_of(encoder.config)
-    if naming == "hf" and kind not in ("vit", "hiera"):
+    if naming == "hf" and (kind not in ("vit", "hiera") or getattr(encoder.config, "position_side", 0)):
         raise ValueError(f"Hugging Face has no names for {title_of(encoder.config)}: only the naming meta has.")
     return write_variables(encoder.config, variables, naming, TABLES[kind])
 
@@ -163,8 +165,8 @@ def _settings_of_shapes(shapes: Mapping[str, Shape], naming: Naming, chosen: Fam
             f"The checkpoint's image encoder ({chosen.title}) cannot be converted. Those of SAM (ViT), MobileSAM"
             f" (TinyViT), EfficientViT-SAM and SAM 2 (Hiera) can. Of its {len(shapes)} tensors, the first are {first}."
         )
-    if kind == "vit":
-        return vit_from_shapes(shapes, naming)
     if kind == "hiera":
         return hiera_from_shapes(shapes, naming, chosen)
+    if kind == "vit":
+        return plain_vit_from_shapes(shapes, chosen) if is_plain(shapes) else vit_from_shapes(shapes, naming)
     return {"tiny_vit": tiny_vit_from_shapes, "efficient_vit": efficient_vit_from_shapes}[kind](shapes, chosen)

@@ -18,7 +18,7 @@ from sam_jax.errors import CheckpointError, describe
 
 Config = TypeVar("Config")
 
-# Hugging Face ties these two; files hold either or both.
+# The same matrix. Hugging Face's SAM ties the two, and files hold either or both; its SAM 2 does not, and reads both.
 _GAUSSIAN = "shared_image_embedding.positional_embedding"
 _GAUSSIAN_TWIN = "prompt_encoder.shared_embedding.positional_embedding"
 
@@ -148,12 +148,14 @@ def to_torch(model: Any, variables: Mapping[str, Any], naming: Naming = "meta") 
     Args:
       model: anything whose `config` is a `SamConfig`.
       variables: `{"params": ..., "constants": ...}`, nested mappings of arrays.
-      naming: "meta", or "hf" for the names that `SamModel.save_pretrained` writes.
+      naming: "meta", or "hf" for the names that `save_pretrained` writes of `SamModel` and its relatives.
 
     Raises:
       CheckpointError: listing every leaf that is missing, unexpected, misshapen or of another dtype than a float's.
-      ValueError: if there is no such naming.
+      ValueError: if there is no such naming, or Hugging Face has no names for this decoder.
     """
+    if naming == "hf" and model.config.efficient_sam:
+        raise ValueError("Hugging Face has no names for EfficientSAM: only the naming meta has.")
     return write_variables(model.config, variables, naming, DECODER)
 
 
@@ -187,7 +189,8 @@ def notes_on(family: Family, widened: Mapping[str, str], asked: str | None) -> I
       asked: the family that was asked for.
     """
     if asked is None and family.lookalikes:
-        yield f"{' and '.join(family.lookalikes)} have files like this one: say so by --family, or family= in Python."
+        others = " and ".join(family.lookalikes)
+        yield f"Files of {others} look like this one: say so by --family, or family= in Python."
     if widened:
         path, dtype = next(iter(widened.items()))
         yield (
@@ -212,7 +215,10 @@ def write_variables(config: Any, variables: Mapping[str, Any], naming: Naming, t
     tensors = {slot.name: slot.leaf.to_torch(_part(leaves[slot.path], slot)) for slot in slots(config, naming, table)}
     if not (isinstance(config, HieraConfig) or getattr(config, "object_score", False)):
         return tensors
-    return {official(name, naming): tensor for name, tensor in tensors.items()}
+    tensors = {official(name, naming): tensor for name, tensor in tensors.items()}
+    if naming == "hf" and _GAUSSIAN in tensors:
+        tensors[_GAUSSIAN_TWIN] = tensors[_GAUSSIAN].copy()
+    return tensors
 
 
 def _naming(plain: Iterable[str]) -> Naming:

@@ -10,7 +10,7 @@ from sam_jax.errors import describe
 DType = Literal["float32", "bfloat16", "float64"]
 DTYPES = ("float32", "bfloat16", "float64")
 
-Postprocessing = Literal["sam", "sam2"]
+Postprocessing = Literal["sam", "sam2", "efficient_sam"]
 """How low-res logits become masks of the image's size; see `SamConfig.postprocessing`."""
 
 
@@ -19,7 +19,7 @@ class SamConfig:
     """Everything about the prompt encoder and the mask decoder that their weights are built or read with.
 
     The defaults are those of `segment_anything/build_sam.py`, the same for ViT-B, ViT-L and ViT-H. `hq` and
-    `early_width` are SAM-HQ's, the settings after them SAM 2's.
+    `early_width` are SAM-HQ's, the settings after them SAM 2's, and `efficient_sam` EfficientSAM's.
 
     Attributes:
       width: channels `c` of the image embedding and of every token.
@@ -45,6 +45,10 @@ class SamConfig:
       dynamic_multimask: whether a clear prompt gets the best multimask output where mask 0 is not stable.
       postprocessing: how low-res logits become masks of the image's size. `sam`: bilinear to the input frame, and from
         there bilinear to the image. `sam2`: bilinear in one step; logits that are handed back are clamped to 32.
+        `efficient_sam`: bicubic in one step; a pixel is in the mask from 0 on, 0 included.
+      efficient_sam: whether it is EfficientSAM's decoder. GELU takes the ReLU's place, and a norm over the whole map
+        that over the channels while masks are upscaled; self-attention keeps the tokens, and adds their positional part
+        to them for good; a prompt set has six tokens, none of which is a background click, and no mask.
     """
 
     width: int = 256
@@ -69,6 +73,7 @@ class SamConfig:
     pad_boxes: bool = False
     dynamic_multimask: bool = False
     postprocessing: Postprocessing = "sam"
+    efficient_sam: bool = False
 
     def __post_init__(self) -> None:
         for name in ("image_size", "grid_size"):
@@ -99,9 +104,12 @@ class SamConfig:
         for name, choices in (("dtype", DTYPES), ("postprocessing", get_args(Postprocessing))):
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"SamConfig.{name} must be one of {', '.join(choices)}, got {describe(value)}.")
-        for name in ("hq", "high_resolution", "object_score", "iou_sigmoid", "pad_boxes", "dynamic_multimask"):
+        others = ("hq", "high_resolution", "object_score", "iou_sigmoid", "pad_boxes", "dynamic_multimask")
+        for name in (*others, "efficient_sam"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"SamConfig.{name} must be true or false, got {describe(getattr(self, name))}.")
+        if self.efficient_sam and (on := [name for name in others if getattr(self, name)]):
+            raise ValueError(f"SamConfig.efficient_sam does not go with {', '.join(on)}.")
         if type(self.early_width) is not int or self.early_width < 0 or (self.early_width and not self.hq):
             wanted = "a number of channels" if self.hq else "0 without hq"
             raise ValueError(f"SamConfig.early_width must be {wanted}, got {describe(self.early_width)}.")

@@ -144,6 +144,7 @@ class Predictor:
 
         A grid of points is asked, and of the masks only those stay that are sure, stable, not cut off by a crop, and
         no near-copies of better ones (`SamAutomaticMaskGenerator` in `segment_anything/automatic_mask_generator.py`).
+        A point has three masks, with SAM-HQ one, as in that family's own generator.
 
         Args:
           image: as for `set_image`; without crops, an encoded image, too. `images` stays as it is.
@@ -162,9 +163,10 @@ class Predictor:
         """
         config = AutomaticConfig(**settings)
         if isinstance(image, EncodedImage):
-            if config.crop_n_layers:
+            if config.layers:
+                crops = "crop_n_layers" if config.tile is None else "tile"
                 raise ValueError(
-                    "Crops are encoded one by one, so crop_n_layers needs the image's pixels, not an EncodedImage."
+                    f"Crops are encoded one by one, so {crops} needs the image's pixels, not an EncodedImage."
                 )
             return generate_records(self.model, self.variables, image.original_size, lambda _: image, config, region)
         pixels = rgb_pixels(image)

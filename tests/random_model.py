@@ -1,5 +1,6 @@
 """A small decoder with random weights: norms and biases random too, so that nothing is tested with ones and zeros."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -21,10 +22,19 @@ SAM2 = {
     "postprocessing": "sam2",
 }
 FAMILIES = {"sam": {}, "sam_hq": {"hq": True, "early_width": 24}, "sam2": SAM2, "hq_sam2": SAM2 | {"hq": True}}
+FAMILIES |= {"efficient_sam": {"efficient_sam": True, "postprocessing": "efficient_sam"}}
 """Settings in which the decoders of the families differ."""
+
+SEVERAL_MAPS = ("sam_hq", "sam2")
+"""The families whose images have several maps, each with maps and outputs of its own."""
 
 TRANSPOSED = ("upscaling", "of_embedding", "of_early")
 """In the paths of transposed convolutions, whose kernels have their inputs last."""
+
+
+def family_model(family: str) -> Sam:
+    """A small decoder of a family; with one block, it compiles faster."""
+    return Sam(dataclasses.replace(TINY, depth=1, **FAMILIES[family]))
 
 
 def random_variables(model: Sam = MODEL, seed: int = 0, dtype: Any = np.float32) -> dict[str, Any]:

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from PIL import Image
-from random_model import random_variables
+from random_model import SEVERAL_MAPS, family_model, random_features, random_variables
 
 from sam_jax import Predictor, Prompts, Sam, binary_masks, predict_masks, prepare_image, select_masks
+from sam_jax.batch.select import masks_selected
 from sam_jax.config import TINY
 from sam_jax.encoders.config import VIT_TINY, EfficientViTConfig, ViTConfig
 from sam_jax.encoders.efficient_vit import EfficientViT
 from sam_jax.encoders.vit import ImageEncoder
-from sam_jax.images.pixels import EncodedImage, check_fit, encode_image, predict_image
+from sam_jax.images.pixels import EncodedImage, check_fit, encode_image, predict_batch, predict_image
 from sam_jax.images.preprocess import prepare
 from sam_jax.images.resize import mask_to_prompt, to_input_frame
 
@@ -160,6 +161,21 @@ def test_a_batch_is_each_image_alone(predictor):
     assert_same(together[0], predictor.predict(points[0], labels[0]))
     predictor.set_image(picture(SIZES[1]))
     assert_same(together[1], predictor.predict(boxes=[[10, 10, 50, 50]], mask=[mask]))
+
+
+@pytest.mark.parametrize("family", SEVERAL_MAPS)
+def test_images_with_several_maps_go_together(family):
+    model = family_model(family)
+    variables = random_variables(model)
+    images = [EncodedImage(random_features(model=model, seed=i), (128, 100), (64, 50)) for i in range(2)]
+    prompts = {"points": [[[30, 20]], [[10, 40]]], "labels": [[1], [1]]}
+    together = predict_batch(model, variables, images, **prompts)
+    for i, image in enumerate(images):
+        mine = {name: values[i] for name, values in prompts.items()}
+        assert_same(together[i], predict_image(model, variables, image, **mine))
+    assert len(together[0].masks) == masks_selected(model.config)
+    clear = predict_image(model, variables, images[0], boxes=[10, 10, 40, 60], multimask=False)
+    assert_same(predict_batch(model, variables, images[:1], boxes=[[10, 10, 40, 60]], multimask=False)[0], clear)
 
 
 def test_an_encoded_image_can_be_kept_and_prepared(predictor):

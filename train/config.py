@@ -3,12 +3,15 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from sam_jax.config import check_known
 from sam_jax.errors import describe
+from sam_jax.images.read import Reading
 
-Preset = Literal["heads", "decoder", "decoder_and_prompt_encoder", "everything", "lora"]
+Preset = Literal["heads", "hq", "decoder", "decoder_and_prompt_encoder", "everything", "lora"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +23,7 @@ class LossConfig:
       dice: of the dice loss.
       iou: of the squared error of the predicted IoU; 0 switches it off.
       iou_warmup: steps over which that weight rises from 0.
+      hq: of the loss of SAM-HQ's own mask, in which focal and dice have their weights from above.
       size_aware: whether small objects count as much as large ones in the focal loss.
     """
 
@@ -27,6 +31,7 @@ class LossConfig:
     dice: float = 1.0
     iou: float = 1.0
     iou_warmup: int = 0
+    hq: float = 1.0
     size_aware: bool = True
 
 
@@ -108,6 +113,9 @@ class LoopConfig:
       save_every: batches between checkpoints, a multiple of `log_every`.
       keep: checkpoints that stay on disk; the older ones go.
       diverged: how many times the lowest mean loss of a line means that training has diverged.
+      validate_every: batches between looks at the held-out images, if there are any, a multiple of `log_every`; by
+        default as many as between checkpoints.
+      patience: the run ends after so many looks without a new best; by default it does not.
     """
 
     steps: int = 1000
@@ -115,6 +123,8 @@ class LoopConfig:
     save_every: int = 100
     keep: int = 2
     diverged: float = 10.0
+    validate_every: int | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.steps, self.log_every, self.save_every, self.keep) < 1 or self.save_every % self.log_every:
@@ -122,6 +132,49 @@ class LoopConfig:
                 "LoopConfig needs positive numbers, and save_every must be a multiple of log_every; got "
                 f"steps={self.steps}, log_every={self.log_every}, save_every={self.save_every}, keep={self.keep}."
             )
+        if self.look_every < 1 or self.look_every % self.log_every or (self.patience is not None and self.patience < 1):
+            raise ValueError(
+                "LoopConfig needs validate_every and patience of 1 or more, and validate_every must be a multiple of "
+                f"log_every; got {self.validate_every}, {self.patience} and {self.log_every}."
+            )
+
+    @property
+    def look_every(self) -> int:
+        """Batches between looks at the held-out images."""
+        return self.save_every if self.validate_every is None else self.validate_every
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """How images change at random each time they are seen. What is None is on where the encoder trains on images.
+
+    Attributes:
+      flips: left and right, and top and bottom, change places, each in half of the cases.
+      turns: by no, one, two or three quarters.
+      brightness: values move by at most this share of their range; 0 for not.
+      contrast: distances to the mean value change by at most this share; 0 for not.
+    """
+
+    flips: bool | None = None
+    turns: bool | None = None
+    brightness: float | None = None
+    contrast: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"Augmentation.{name} must be a share from 0 to below 1, got {getattr(self, name)}.")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything changes."""
+        return any(vars(self).values())
+
+    def or_default(self, on: bool) -> "Augmentation":
+        """Return the same with every None decided: on or off."""
+        usual = Augmentation(True, True, 0.2, 0.2) if on else Augmentation(False, False, 0.0, 0.0)
+        asked = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(usual, **asked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +182,8 @@ class FinetuneConfig:
     """A whole run.
 
     Attributes:
-      train: what trains: the mask heads, the decoder, decoder and prompt encoder, everything, or low-rank additions.
+      train: what trains: the mask heads, SAM-HQ's token and head, the decoder, decoder and prompt encoder, everything,
+        or low-rank additions.
       batch: images per step, over all devices.
       objects: objects per image and step; fewer are padded, of more some are drawn.
       seed: of the order of images, the objects drawn, and the simulated prompts.
@@ -141,9 +195,15 @@ class FinetuneConfig:
       embeddings: a store that sam-jax embed made with the checkpoint, for an encoder that does not train; images that
         it does not have are added. By default the run's folder gets one.
       split_components: of label images, make each connected blob of a value an object of its own.
+      reading: how images are read.
+      tile: side in pixels of the tiles to train on, for small objects in large images; they overlap by a quarter.
+      validate: held-out images, data like that to train on: the run looks at them while it
+        trains, and keeps what was best.
+      split: hold out this share of the images instead, chosen by the seed.
       target_scale: pixels of a target along each side of a low-res pixel; losses and simulated prompts go by them. With
         1, a step takes least time and memory. With 4, they are those of SAM's input frame: edges come out finer than a
         low-res pixel.
+      augment: how images change at random, where the encoder trains.
       loss: weights of the loss.
       simulation: the simulated user.
       optimizer: settings of the optimizer.
@@ -161,7 +221,12 @@ class FinetuneConfig:
     workers: int = 0
     embeddings: str | None = None
     split_components: bool = False
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading()  # noqa: RUF009 - frozen
+    tile: int | None = None
+    validate: str | None = None
+    split: float = 0.0
     target_scale: int = 1
+    augment: Augmentation = Augmentation()
     loss: LossConfig = LossConfig()
     simulation: Simulation = Simulation()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -170,6 +235,13 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.target_scale < 1:
             raise ValueError(f"target_scale must be 1 or more, got {self.target_scale}.")
+        if self.tile is not None and self.tile < 1:
+            raise ValueError(f"tile must be 1 or more pixels, got {self.tile}.")
+        if not 0 <= self.split < 1 or (self.split and self.validate):
+            raise ValueError(
+                f"split must be a share from 0 to below 1, and left out beside validate; got {self.split} and "
+                f"validate={self.validate}."
+            )
 
     def to_json(self) -> str:
         """Return the settings as a JSON object."""

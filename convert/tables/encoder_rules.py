@@ -5,8 +5,8 @@ The Flax paths are those of the encoder's own variables; the names in PyTorch ar
 
 from collections.abc import Callable, Sequence
 
-from sam_jax.convert.tables.layouts import CONV, DENSE, MAP_VECTOR, NORM, RAW, Layout, Leaf
-from sam_jax.convert.tables.rules import Row, Spelling, Table, numbers
+from sam_jax.convert.tables.layouts import CONV, DENSE, MAP_VECTOR, NORM, RAW, SEQUENCE, Layout, Leaf
+from sam_jax.convert.tables.rules import Row, Spelling, Table, numbers, only_if, unless
 from sam_jax.encoders.config import EfficientViTConfig, HieraConfig, TinyViTConfig, ViTConfig
 
 CONV_WITHOUT_BIAS = Layout(CONV.leaves[:1])
@@ -37,7 +37,8 @@ VIT_ROWS: tuple[Row, ...] = (
         "image_encoder.",
         "vision_encoder.",
         Row(CONV, "c 3 p p", "patch_embedding", "patch_embed.proj", "patch_embed.projection"),
-        Row(MAP, "1 h w c", "position_embedding", "pos_embed"),
+        *unless("position_side", Row(MAP, "1 h w c", "position_embedding", "pos_embed")),
+        *only_if("position_side", Row(SEQUENCE, "1 n c", "position_embedding", "pos_embed")),
         Row(CONV_WITHOUT_BIAS, "e c 1 1", "neck/conv_1", "neck.0", "neck.conv1"),
         Row(NORM, "e", "neck/norm_1", "neck.1", "neck.layer_norm1"),
         Row(CONV_WITHOUT_BIAS, "e e 3 3", "neck/conv_2", "neck.2", "neck.conv2"),
@@ -51,8 +52,16 @@ VIT_ROWS: tuple[Row, ...] = (
         Row(DENSE, "t c", "attention/qkv", "attn.qkv"),
         Row(DENSE, "c c", "attention/out", "attn.proj"),
         Row(NORM, "c", "norm_2", "norm2", "layer_norm2"),
-        Row(DENSE, "f c", "mlp/layer_0", "mlp.lin1"),
-        Row(DENSE, "c f", "mlp/layer_1", "mlp.lin2"),
+        *unless(
+            "position_side",
+            Row(DENSE, "f c", "mlp/layer_0", "mlp.lin1"),
+            Row(DENSE, "c f", "mlp/layer_1", "mlp.lin2"),
+        ),
+        *only_if(
+            "position_side",
+            Row(DENSE, "f c", "mlp/layer_0", "mlp.fc1"),
+            Row(DENSE, "c f", "mlp/layer_1", "mlp.fc2"),
+        ),
     ),
     *_under(
         "params/block_{windowed}/attention/",
@@ -69,7 +78,9 @@ VIT_ROWS: tuple[Row, ...] = (
         Row(RAW, "v d", "relative_width", "rel_pos_w"),
     ),
 )
-"""`ImageEncoderViT` in `segment_anything/modeling/image_encoder.py`, `SamVisionEncoder` in Hugging Face."""
+"""`ImageEncoderViT` in `segment_anything/modeling/image_encoder.py`, `SamVisionEncoder` in Hugging Face; and, with
+positions of another grid, `ImageEncoderViT` in `efficient_sam/efficient_sam_encoder.py`.
+"""
 
 
 def _conv_norm(size: str, flax: str, meta: str, conv: str = "c", norm: str = "bn") -> list[Row]:
@@ -136,6 +147,7 @@ def _vit_sizes(config: ViTConfig) -> dict[str, int]:
         "p": config.patch_size,
         "h": height,
         "w": width,
+        "n": 1 + config.position_side**2,
         "o": 2 * config.window_size - 1,
         "u": 2 * height - 1,
         "v": 2 * width - 1,
@@ -146,12 +158,15 @@ VIT = Table(
     VIT_ROWS,
     {
         "block": lambda config: numbers(range(config.depth)),
-        "windowed": lambda config: numbers(i for i in range(config.depth) if i not in config.global_blocks),
-        "global": lambda config: numbers(config.global_blocks),
+        # The blocks with relative positions.
+        "windowed": lambda config: numbers(
+            i for i in range(config.depth) if i not in config.global_blocks and not config.position_side
+        ),
+        "global": lambda config: numbers(() if config.position_side else config.global_blocks),
     },
     _vit_sizes,
 )
-"""Meta's ViT."""
+"""Meta's ViT, and EfficientSAM's."""
 
 
 def _tiny_vit_sizes(config: TinyViTConfig) -> dict[str, int]:

@@ -12,6 +12,7 @@ from sam_jax.convert.tables.families import Family
 from sam_jax.convert.tables.rules import Naming, Shape, measure, slots
 from sam_jax.convert.tables.settings import demand, positive, section_of
 from sam_jax.encoders.config import (
+    EFFICIENT_SAM_TI,
     EFFICIENT_VIT_L0,
     EFFICIENT_VIT_XL0,
     HIERA_BASE_PLUS,
@@ -107,6 +108,36 @@ def frames_of(config: EncoderConfig, family: Family) -> dict[str, Any]:
         image_size = tuple(2 ** (len(config.widths) - 2) * side for side in family.grid_size)
         return {"grid_size": family.grid_size, "image_size": image_size, "prompt_frame": family.image_size}
     return {}
+
+
+def is_plain(names: Iterable[str]) -> bool:
+    """Whether plain names are those of EfficientSAM's ViT, which has other names in its MLPs."""
+    return any(re.match(r"image_encoder\.blocks\.\d+\.mlp\.fc[12]\.", name) for name in names)
+
+
+def plain_vit_from_shapes(shapes: Mapping[str, Shape], family: Family) -> EncoderConfig:
+    """Return the settings of EfficientSAM's ViT; the size of its images, of which no tensor tells, is the family's.
+
+    Raises:
+      CheckpointError: if no such ViT has these sizes.
+    """
+    # Less than usual is a loss: no other tensor tells of the last blocks.
+    depth = max(_count(shapes, _BLOCKS["meta"]), EFFICIENT_SAM_TI.depth)
+    usual = dataclasses.replace(EFFICIENT_SAM_TI, depth=depth, global_blocks=tuple(range(depth)))
+    found = {**VIT.sizes(usual), **measure(shapes, slots(usual, "meta", VIT))}
+    width = found["c"]
+    return _config(
+        "vit",
+        width=width,
+        depth=depth,
+        heads=max(1, width // (usual.width // usual.heads)),
+        mlp_width=found["f"],
+        patch_size=found["p"],
+        global_blocks=usual.global_blocks,
+        out_width=found["e"],
+        position_side=math.isqrt(max(found["n"], 2) - 1),
+        image_size=family.image_size,
+    )
 
 
 def tiny_vit_from_shapes(shapes: Mapping[str, Shape], family: Family) -> EncoderConfig:

@@ -69,13 +69,20 @@ FAMILIES: dict[str, Family] = {
         Family("sam_med2d", "SAM-Med2D", image_size=(256, 256), grid_size=(16, 16)),
         Family("samed", "SAMed", licence="MIT", image_size=(512, 512), grid_size=(32, 32)),
         Family("sam_hq", "SAM-HQ", early_feature=True),
+        Family("efficient_sam", "EfficientSAM", preprocessing="efficient_sam"),
         Family("sam2", "SAM 2", preprocessing="sam2", lookalikes=("medsam2",)),
         Family("sam2.1", "SAM 2.1", preprocessing="sam2", lookalikes=("medsam2",)),
         Family("hq_sam2", "HQ-SAM 2", preprocessing="sam2"),
         Family("medsam2", "MedSAM2", image_size=(512, 512), grid_size=(32, 32), preprocessing="medsam2"),
         Family("edge_tam", "EdgeTAM", preprocessing="sam2"),
         Family("efficient_tam", "EfficientTAM", preprocessing="sam2"),
-        Family("efficient_tam_512", "EfficientTAM, 512 pixels", image_size=(512, 512), grid_size=(32, 32)),
+        Family(
+            "efficient_tam_512",
+            "EfficientTAM, 512 pixels",
+            image_size=(512, 512),
+            grid_size=(32, 32),
+            preprocessing="sam2",
+        ),
         Family("sam3_tracker", "SAM 3's tracker", "SAM License", image_size=(1008, 1008), grid_size=(72, 72)),
         Family(
             "sam3.1_tracker",
@@ -96,6 +103,13 @@ FAMILIES: dict[str, Family] = {
 _OBJECT_SCORE = r"\bobj_score_token\.weight "
 _HQ = r"\bh[fq]_token\.weight "
 _CONV_S0 = r"\bconv_s0\."
+_EFFICIENT_SAM = r"\bfinal_output_upscaling_layers\."
+_NEW_IN_2_1 = r"\b(no_obj_embed_spatial|occlusion_spatial_embedding_parameter) "
+_IN_BOTH = r"\b(maskmem_tpos_enc|memory_temporal_positional_encoding) "
+
+_HIERA = r"\b(?:image_encoder\.trunk|vision_encoder\.backbone)\."
+_HIERA_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}
+"""Width of the first stage and number of blocks, of the image encoders of SAM 2 and SAM 2.1."""
 
 Evidence = tuple[tuple[tuple[str, ...], str], ...]
 """Patterns and the family that they tell. They are looked for in a checkpoint's listing, one line per tensor, `name
@@ -108,9 +122,10 @@ _IN_THE_DECODER: Evidence = (
     ((_OBJECT_SCORE, _CONV_S0, r"\btransformer\.layers\.0\.mlp\.lin1\."), "sam3_tracker"),
     ((_OBJECT_SCORE, r"\btracker_model\."), "sam3_tracker"),
     ((_OBJECT_SCORE, r"\b(image_encoder\.trunk\.body|spatial_perceiver)\."), "edge_tam"),
-    ((_OBJECT_SCORE, _CONV_S0, r"\b(no_obj_embed_spatial|occlusion_spatial_embedding_parameter) "), "sam2.1"),
+    ((_OBJECT_SCORE, _CONV_S0, _NEW_IN_2_1), "sam2.1"),
     ((_OBJECT_SCORE, _CONV_S0), "sam2"),
     ((_OBJECT_SCORE,), "efficient_tam"),
+    ((_EFFICIENT_SAM,), "efficient_sam"),
     ((r"\bhq_token\.weight ",), "hf_sam_hq"),
     ((_HQ,), "sam_hq"),
 )
@@ -122,6 +137,7 @@ _AROUND_THE_DECODER: Evidence = (
     ((r"\bimage_encoder\.backbone\.",), "efficientvit_sam"),
     ((r"\bimage_encoder\.(fuse_stage2|features\.\d+\.token_mixer\.0\.conv1\.c)\.",), "edge_sam"),
     ((r"\bimage_encoder\.features\.",), "repvit_sam"),
+    ((r"\bimage_encoder\.blocks\.0\.mlp\.fc1\.",), "efficient_sam"),
     # TinyViT. LiteMedSAM's stem keeps the resolution, by kernels of one pixel; TinySAM's is MobileSAM's.
     ((r"\bimage_encoder\.patch_embed\.seq\.0\.c\.weight \(\d+, 3, 1, 1\)",), "lite_medsam"),
     ((r"\bimage_encoder\.patch_embed\.seq\.",), "mobile_sam"),
@@ -135,11 +151,6 @@ Kind = tuple[tuple[str, ...], str]
 """What is refused: the patterns that are all found in its listing, and what to say."""
 
 _RELATIVES: tuple[Kind, ...] = (
-    (
-        (r"\bfinal_output_upscaling_layers\.",),
-        "EfficientSAM. Its decoder has as many tensors and numbers as SAM's and computes something else: other "
-        "residuals, GELU, a group norm and its own prompt padding. It is not supported.",
-    ),
     (
         (r"\biou_token\.weight \(16, ", r"\A(?![\s\S]*\binteractive_sam_mask_decoder\.)"),
         "the multiplex head of SAM 3.1. It follows sixteen objects through a video and takes no prompts. "
@@ -185,6 +196,22 @@ def recognise(text: str, naming: Naming) -> Family:
     usual, around = ("hf_sam", ()) if naming == "hf" else ("sam", _AROUND_THE_DECODER)
     evidence = (*_IN_THE_DECODER, *around)
     return FAMILIES[next((name for patterns, name in evidence if _all_found(patterns, text)), usual)]
+
+
+def size_of(text: str) -> str | None:
+    """Return which of SAM 2's image encoders is in a listing; None where there is none, or another one."""
+    width = re.search(rf"{_HIERA}patch_embed\.proj(ection)?\.weight \((\d+), 3, 7, 7\)$", text, re.MULTILINE)
+    blocks = set(re.findall(rf"{_HIERA}blocks\.(\d+)\.", text))
+    return _HIERA_SIZES.get((int(width[2]), len(blocks))) if width else None
+
+
+def version_of(family: Family, text: str) -> str | None:
+    """Return which version of SAM 2 a listing is of; None for another family. Only tensors for video tell."""
+    if family.name not in ("sam2", "sam2.1"):
+        return None
+    if _all_found((_NEW_IN_2_1,), text):
+        return "2.1"
+    return "2.0" if _all_found((_IN_BOTH,), text) else "2.0 or 2.1: only tensors for video would tell"
 
 
 def refuse_relatives(text: str) -> None:

@@ -73,5 +73,8 @@ EMBEDDING = Layout((Leaf(".weight", "", "nc", "c"),))
 RAW = Layout((Leaf("", "", "nc", "nc"),))
 """A matrix that is the same in both. The row names the tensor, not a module."""
 
+SEQUENCE = Layout((Leaf("", "", "bnc", "nc"),))
+"""A matrix that PyTorch gives an axis of length one for the image. The row names the tensor, not a module."""
+
 MAP_VECTOR = Layout((Leaf("", "", "hwc", "c"),))
 """A vector for every pixel of a map. The row names the tensor, not a module."""

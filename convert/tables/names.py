@@ -40,8 +40,8 @@ decoder too, and SAM 3.1 a second one.
 """
 
 _RESPELT = (
-    (re.compile(r"(mask_decoder\.transformer\.layers\.\d+\.mlp\.)(layers\.0|proj_in)(\.\w+)"), r"\1lin1\3"),
-    (re.compile(r"(mask_decoder\.transformer\.layers\.\d+\.mlp\.)(layers\.1|proj_out)(\.\w+)"), r"\1lin2\3"),
+    (re.compile(r"(mask_decoder\.transformer\.layers\.\d+\.mlp\.)(layers\.0|proj_in)(\.[a-z]\w*)"), r"\1lin1\3"),
+    (re.compile(r"(mask_decoder\.transformer\.layers\.\d+\.mlp\.)(layers\.1|proj_out)(\.[a-z]\w*)"), r"\1lin2\3"),
     (re.compile(r"(mask_decoder\.transformer\..*\.)o_proj(\.\w+)"), r"\1out_proj\2"),
 )
 """Names of SAM 2's layers, by Meta and by Hugging Face, and SAM's names of the same layers."""
@@ -57,6 +57,8 @@ VIDEO = re.compile(
 )
 """Tensors that only follow an object through a video: SAM 2's by Meta and by Hugging Face, EdgeTAM's."""
 
+_VIDEO_BELOW = re.compile(rf"(?:.*\.)?(?:{VIDEO.pattern})")
+
 _IGNORED = re.compile(
     r"(image_encoder|vision_encoder|fpn|rpn_head)\..*"
     r"|(detector|detector_model|tracker|tracker_model|tracker_neck)\..*"  # what SAM 3 has beside its decoder
@@ -67,7 +69,8 @@ _IGNORED = re.compile(
 """Other tensors outside the decoder that SAM's relatives keep beside it."""
 
 _PART = re.compile(
-    r"((?:.*\.)?)(?:sam_)?(mask_decoder\.iou_token|mask_decoder\.mask_tokens|prompt_encoder\.not_a_point_embed)\.weight"
+    r"((?:.*\.)?)(?:sam_)?"
+    r"(mask_decoder\.iou_token|mask_decoder\.mask_tokens|prompt_encoder\.(?:not_a_point_embed|invalid_points))\.weight"
 )
 """Tensors that every decoder has, by all names, and what stands before them."""
 
@@ -96,6 +99,11 @@ class Names:
 def is_decoder(name: str) -> bool:
     """Whether a plain name is one of a prompt encoder's or a mask decoder's."""
     return _DECODER.fullmatch(name) is not None
+
+
+def is_video(name: str) -> bool:
+    """Whether a name in a file, below any prefix, is of a tensor that only follows an object through a video."""
+    return _VIDEO_BELOW.fullmatch(name) is not None
 
 
 def plain(name: str) -> str:

@@ -103,14 +103,28 @@ def _under(flax: str, torch: str, *rows: Row) -> list[Row]:
     ]
 
 
-def _if(setting: str, *rows: Row) -> list[Row]:
+def only_if(setting: str, *rows: Row) -> list[Row]:
     """Let rows be those of networks in whose configuration a setting is on."""
     return [row._replace(when=lambda config, _: bool(getattr(config, setting))) for row in rows]
+
+
+def unless(setting: str, *rows: Row) -> list[Row]:
+    """Let rows be those of networks in whose configuration a setting is off."""
+    return [
+        row._replace(when=lambda config, naming, row=row: not getattr(config, setting) and row.when(config, naming))
+        for row in rows
+    ]
 
 
 def _one_label_table(config: SamConfig, naming: Naming) -> bool:
     """Whether the labels' embeddings are one tensor: in Hugging Face's SAM 2."""
     return naming == "hf" and config.object_score
+
+
+def _last_layer(config: SamConfig) -> list[Spelling]:
+    """Return the index of the IoU head's last layer, for which EfficientSAM has a name."""
+    number = str(config.iou_head_depth - 1)
+    return [Spelling(number, "fc" if config.efficient_sam else number, number)]
 
 
 ROWS: tuple[Row, ...] = (
@@ -124,22 +138,25 @@ ROWS: tuple[Row, ...] = (
     *_under(
         "params/prompt_encoder/",
         "prompt_encoder.",
-        Row(
-            EMBEDDING,
-            "1 c",
-            "label_embedding",
-            "point_embeddings.{label}",
-            "point_embed.{label}",
-            lambda config, naming: not _one_label_table(config, naming),
+        *unless(
+            "efficient_sam",
+            Row(
+                EMBEDDING,
+                "1 c",
+                "label_embedding",
+                "point_embeddings.{label}",
+                "point_embed.{label}",
+                lambda config, naming: not _one_label_table(config, naming),
+            ),
+            Row(RAW, "4 c", "label_embedding", "point_embeddings", "point_embed.weight", _one_label_table),
+            Row(EMBEDDING, "1 c", "not_a_point_embedding", "not_a_point_embed"),
+            Row(EMBEDDING, "1 c", "no_mask_embedding", "no_mask_embed"),
+            Row(CONV, "k/4 1 2 2", "mask_downscaling/conv_0", "mask_downscaling.0", "mask_embed.conv1"),
+            Row(NORM, "k/4", "mask_downscaling/norm_0", "mask_downscaling.1", "mask_embed.layer_norm1"),
+            Row(CONV, "k k/4 2 2", "mask_downscaling/conv_1", "mask_downscaling.3", "mask_embed.conv2"),
+            Row(NORM, "k", "mask_downscaling/norm_1", "mask_downscaling.4", "mask_embed.layer_norm2"),
+            Row(CONV, "c k 1 1", "mask_downscaling/conv_2", "mask_downscaling.6", "mask_embed.conv3"),
         ),
-        Row(RAW, "4 c", "label_embedding", "point_embeddings", "point_embed.weight", _one_label_table),
-        Row(EMBEDDING, "1 c", "not_a_point_embedding", "not_a_point_embed"),
-        Row(EMBEDDING, "1 c", "no_mask_embedding", "no_mask_embed"),
-        Row(CONV, "k/4 1 2 2", "mask_downscaling/conv_0", "mask_downscaling.0", "mask_embed.conv1"),
-        Row(NORM, "k/4", "mask_downscaling/norm_0", "mask_downscaling.1", "mask_embed.layer_norm1"),
-        Row(CONV, "k k/4 2 2", "mask_downscaling/conv_1", "mask_downscaling.3", "mask_embed.conv2"),
-        Row(NORM, "k", "mask_downscaling/norm_1", "mask_downscaling.4", "mask_embed.layer_norm2"),
-        Row(CONV, "c k 1 1", "mask_downscaling/conv_2", "mask_downscaling.6", "mask_embed.conv3"),
     ),
     *_under(
         "params/mask_decoder/two_way/block_{block}/",
@@ -148,8 +165,11 @@ ROWS: tuple[Row, ...] = (
         Row(DENSE, "d c", "{cross}/{input}", "cross_attn_{cross}.{input}_proj"),
         Row(DENSE, "c d", "{cross}/out", "cross_attn_{cross}.out_proj"),
         Row(NORM, "c", "norm_{norm}", "norm{norm}", "layer_norm{norm}"),
-        Row(DENSE, "f c", "mlp/layer_0", "mlp.lin1"),
-        Row(DENSE, "c f", "mlp/layer_1", "mlp.lin2"),
+        *unless(
+            "efficient_sam",
+            Row(DENSE, "f c", "mlp/layer_0", "mlp.lin1"),
+            Row(DENSE, "c f", "mlp/layer_1", "mlp.lin2"),
+        ),
     ),
     *_under(
         "params/mask_decoder/two_way/",
@@ -158,31 +178,61 @@ ROWS: tuple[Row, ...] = (
         Row(DENSE, "c d", "final_token_to_image/out", "final_attn_token_to_image.out_proj"),
         Row(NORM, "c", "final_norm", "norm_final_attn", "layer_norm_final_attn"),
     ),
-    *_under(
-        "params/mask_decoder/hypernetworks/",
-        "mask_decoder.output_hypernetworks_mlps.{mask}.",
-        Row(DENSE, "c c", "layer_0", "layers.0", "proj_in"),
-        Row(DENSE, "c c", "layer_1", "layers.1", "layers.0"),
-        Row(DENSE, "c/8 c", "layer_2", "layers.2", "proj_out"),
-    ),
-    *_under(
-        "params/mask_decoder/iou_head/",
-        "mask_decoder.iou_prediction_head.",
-        Row(DENSE, "i c", "layer_{first}", "layers.{first}", "proj_in"),
-        Row(DENSE, "i i", "layer_{middle}", "layers.{middle}", "layers.{middle}"),
-        Row(DENSE, "m i", "layer_{last}", "layers.{last}", "proj_out"),
+    *unless(
+        "efficient_sam",
+        *_under(
+            "params/mask_decoder/hypernetworks/",
+            "mask_decoder.output_hypernetworks_mlps.{mask}.",
+            Row(DENSE, "c c", "layer_0", "layers.0", "proj_in"),
+            Row(DENSE, "c c", "layer_1", "layers.1", "layers.0"),
+            Row(DENSE, "c/8 c", "layer_2", "layers.2", "proj_out"),
+        ),
+        *_under(
+            "params/mask_decoder/iou_head/",
+            "mask_decoder.iou_prediction_head.",
+            Row(DENSE, "i c", "layer_{first}", "layers.{first}", "proj_in"),
+            Row(DENSE, "i i", "layer_{middle}", "layers.{middle}", "layers.{middle}"),
+            Row(DENSE, "m i", "layer_{last}", "layers.{last}", "proj_out"),
+        ),
     ),
     *_under(
         "params/mask_decoder/",
         "mask_decoder.",
-        *_if("object_score", Row(EMBEDDING, "1 c", "object_token", "obj_score_token")),
+        *only_if("object_score", Row(EMBEDDING, "1 c", "object_token", "obj_score_token")),
         Row(EMBEDDING, "1 c", "iou_token", "iou_token"),
         Row(RAW, "m c", "mask_tokens", "mask_tokens.weight"),
-        Row(CONV_TRANSPOSE, "c c/4 2 2", "upscaling/conv_0", "output_upscaling.0", "upscale_conv1"),
-        Row(NORM, "c/4", "upscaling/norm", "output_upscaling.1", "upscale_layer_norm"),
-        Row(CONV_TRANSPOSE, "c/4 c/8 2 2", "upscaling/conv_1", "output_upscaling.3", "upscale_conv2"),
+        *unless(
+            "efficient_sam",
+            Row(CONV_TRANSPOSE, "c c/4 2 2", "upscaling/conv_0", "output_upscaling.0", "upscale_conv1"),
+            Row(NORM, "c/4", "upscaling/norm", "output_upscaling.1", "upscale_layer_norm"),
+            Row(CONV_TRANSPOSE, "c/4 c/8 2 2", "upscaling/conv_1", "output_upscaling.3", "upscale_conv2"),
+        ),
     ),
-    *_if(
+    *only_if(
+        "efficient_sam",
+        *_under(
+            "params/prompt_encoder/",
+            "prompt_encoder.",
+            Row(EMBEDDING, "1 c", "label_embedding", "{place}_embeddings"),
+            Row(EMBEDDING, "1 c", "not_a_point_embedding", "invalid_points"),
+        ),
+        *_under(
+            "params/mask_decoder/",
+            "mask_decoder.",
+            Row(DENSE, "f c", "two_way/block_{block}/mlp/layer_0", "transformer.layers.{block}.mlp.layers.0.0"),
+            Row(DENSE, "c f", "two_way/block_{block}/mlp/layer_1", "transformer.layers.{block}.mlp.fc"),
+            Row(DENSE, "c c", "hypernetworks/layer_0", "output_hypernetworks_mlps.{mask}.layers.0.0"),
+            Row(DENSE, "c c", "hypernetworks/layer_1", "output_hypernetworks_mlps.{mask}.layers.1.0"),
+            Row(DENSE, "c/8 c", "hypernetworks/layer_2", "output_hypernetworks_mlps.{mask}.fc"),
+            Row(DENSE, "i c", "iou_head/layer_{first}", "iou_prediction_head.layers.{first}.0"),
+            Row(DENSE, "i i", "iou_head/layer_{middle}", "iou_prediction_head.layers.{middle}.0"),
+            Row(DENSE, "m i", "iou_head/layer_{last}", "iou_prediction_head.{last}"),
+            Row(CONV_TRANSPOSE, "c c/4 2 2", "upscaling/conv_0", "final_output_upscaling_layers.0.0"),
+            Row(NORM, "c/4", "upscaling/norm", "final_output_upscaling_layers.0.1"),
+            Row(CONV_TRANSPOSE, "c/4 c/8 2 2", "upscaling/conv_1", "final_output_upscaling_layers.1.0"),
+        ),
+    ),
+    *only_if(
         "object_score",
         *_under(
             "params/mask_decoder/object_head/",
@@ -193,7 +243,7 @@ ROWS: tuple[Row, ...] = (
         ),
         Row(MAP_VECTOR, "1 1 c", "constants/image_maps/no_memory", "no_mem_embed", "no_memory_embedding"),
     ),
-    *_if(
+    *only_if(
         "high_resolution",
         *_under(
             "constants/image_maps/",
@@ -202,7 +252,7 @@ ROWS: tuple[Row, ...] = (
             Row(CONV, "c/4 c 1 1", "stride_8", "conv_s1"),
         ),
     ),
-    *_if(
+    *only_if(
         "hq",
         *_under(
             "params/mask_decoder/hq/",
@@ -216,7 +266,7 @@ ROWS: tuple[Row, ...] = (
             Row(CONV, "c/8 c/4 3 3", "mask_feature/conv_1", "embedding_maskfeature.3", "mask_conv2"),
         ),
     ),
-    *_if(
+    *only_if(
         "early_width",
         *_under(
             "params/mask_decoder/hq/",
@@ -234,6 +284,7 @@ ROWS: tuple[Row, ...] = (
 
 INDICES: dict[str, Callable[[SamConfig], Sequence[Spelling]]] = {
     "label": lambda config: numbers(range(4)),
+    "place": lambda config: _words(foreground="point", top_left="bbox_top_left", bottom_right="bbox_bottom_right"),
     "mask": lambda config: numbers(range(config.num_masks)),
     "block": lambda config: numbers(range(config.depth)),
     "projection": lambda config: _words(query="q", key="k", value="v", out="out"),
@@ -243,7 +294,7 @@ INDICES: dict[str, Callable[[SamConfig], Sequence[Spelling]]] = {
     # Hugging Face counts the IoU head's layers from the second one.
     "first": lambda config: numbers(range(config.iou_head_depth - 1)[:1]),
     "middle": lambda config: numbers(range(1, config.iou_head_depth - 1), hf_offset=-1),
-    "last": lambda config: numbers([config.iou_head_depth - 1]),
+    "last": _last_layer,
 }
 """What each index of `ROWS` runs over."""
 

@@ -81,11 +81,14 @@ def _parts(shapes: Mapping[str, Shape], family: Family) -> dict[str, Any]:
 
     object_score = has("obj_score_token", "pred_obj_score_head")
     early = [shapes[name] for name in _EARLY if name in shapes]
+    efficient_sam = has("final_output_upscaling_layers")
     return {
+        "efficient_sam": efficient_sam,
         "hq": has("hf_token", "hq_token", "hf_mlp", "hq_mask_mlp"),
         "early_width": early[0][0] if early and early[0] else 0,
         "high_resolution": has("conv_s0", "conv_s1"),
         **_of_sam2(object_score, linear_iou=family.linear_iou),
+        **({"postprocessing": "efficient_sam"} if efficient_sam else {}),
     }
 
 

@@ -1,4 +1,9 @@
-"""The masks of a grid of points on one image that pass the filters, as numbers: no mask is kept."""
+"""The masks of a grid of points on one image that pass the filters, as numbers: no mask is kept.
+
+Each point has the masks that its family's own generator takes, those of `select_masks`: three of SAM and SAM 2, and of
+SAM-HQ the best of three with the HQ mask added, one mask
+(`segment_anything_hq/automatic_mask_generator.py`, `sam2/automatic_mask_generator.py`).
+"""
 
 import dataclasses
 import functools
@@ -15,14 +20,12 @@ from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.automatic.nms import box_nms
 from sam_jax.automatic.statistics import count_pixels
 from sam_jax.batch.decode import Images, decode_batch, default_chunk
+from sam_jax.batch.interactive import handed_back
 from sam_jax.batch.select import select_masks
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.fast.low_rank import ImageState, prepare_image
 from sam_jax.images.resize import mask_sizes
 from sam_jax.prompts import AnyArray, Prompts
-
-MASKS = 3
-"""Of a point."""
 
 EDGE = 20
 """Pixels within which a box counts as at an edge."""
@@ -70,7 +73,7 @@ def thresholds_of(settings: AutomaticConfig) -> Thresholds:
 
 @struct.dataclass
 class Candidates:
-    """Masks of points, three of each, in the order of the points: `*n` is [mask], or [point, mask].
+    """Masks of points, in the order of the points: `*n` is [mask], or [point, mask].
 
     Attributes:
       boxes: first and last pixels (x0, y0, x1, y1), in pixels of the image.
@@ -101,6 +104,7 @@ def find_masks(
     place: Place,
     thresholds: Thresholds,
     batch: int,
+    use_m2m: bool = False,
 ) -> tuple[Candidates, Int[Array, " m"], Int[Array, ""]]:
     """Decode the points, `batch` after another, and filter their masks.
 
@@ -113,11 +117,12 @@ def find_masks(
       place: where the crop lies.
       thresholds: of the filters.
       batch: points whose low-res logits exist at once.
+      use_m2m: as in `AutomaticConfig`.
 
     Returns:
       All masks, and what `box_nms` returns for those that passed the other filters.
     """
-    function = functools.partial(filtered_masks, model, variables, state, place, thresholds)
+    function = functools.partial(filtered_masks, model, variables, state, place, thresholds, use_m2m)
     found = map_first(function, points, number, batch)
     found = dataclasses.replace(found, valid=found.valid & (jnp.arange(len(points)) < number)[:, None])
     found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
@@ -131,6 +136,7 @@ def decode_again(
     points: Float[Array, "n 2"],
     masks: Int[Array, " n"],
     number: int | Int[Array, ""],
+    use_m2m: bool = False,
 ) -> Float[Array, "n my mx"]:
     """Return the low-res logits of one mask of each point: the first `number` of them, and zeros.
 
@@ -139,7 +145,7 @@ def decode_again(
 
     def decode(inputs: tuple[Array, Array]) -> Array:
         points, masks = inputs
-        logits, _ = _decode(model, variables, state, points)
+        logits, _ = _decode(model, variables, state, points, use_m2m)
         return jnp.take_along_axis(logits, masks[:, None, None, None], axis=1)[:, 0]
 
     return map_first(decode, (points, masks), number, default_chunk())
@@ -147,7 +153,7 @@ def decode_again(
 
 def prepared(model: Sam, variables: Variables, image: Images) -> ImageState:
     """Return the state of an image that may be one already."""
-    return image if isinstance(image, ImageState) else prepare_image(model, variables, jnp.asarray(image))
+    return image if isinstance(image, ImageState) else prepare_image(model, variables, jax.tree.map(jnp.asarray, image))
 
 
 def map_first(function: Callable[[Any], Any], inputs: Any, number: int | Int[AnyArray, ""], size: int) -> Any:
@@ -171,11 +177,30 @@ def map_first(function: Callable[[Any], Any], inputs: Any, number: int | Int[Any
 
 
 def _decode(
-    model: Sam, variables: Variables, state: ImageState, points: Float[Array, "n 2"]
-) -> tuple[Float[Array, "n 3 my mx"], Float[Array, "n 3"]]:
+    model: Sam, variables: Variables, state: ImageState, points: Float[Array, "n 2"], use_m2m: bool
+) -> tuple[Float[Array, "n k my mx"], Float[Array, "n k"]]:
+    """The masks and scores of each point, which with `use_m2m` are each asked for again with the mask itself."""
+    logits, iou = _ask(model, variables, state, points, None)
+    if not use_m2m:
+        return logits, iou
+    n, k = iou.shape
+    given = handed_back(model.config, logits.reshape(n * k, *logits.shape[2:]))
+    refined, scores = _ask(model, variables, state, jnp.repeat(points, k, 0), given)
+    return refined.reshape(logits.shape), scores.reshape(n, k)
+
+
+def _ask(
+    model: Sam,
+    variables: Variables,
+    state: ImageState,
+    points: Float[Array, "n 2"],
+    masks: Float[AnyArray, "n my mx"] | None,
+) -> tuple[Float[Array, "n k my mx"], Float[Array, "n k"]]:
+    """The masks of a click each; with mask prompts, the one mask for a clear prompt."""
     labels = jnp.ones((len(points), 1), jnp.int32)
-    prompts = Prompts.build(points=points[:, None], labels=labels, images=False)
-    logits, iou = select_masks(decode_batch(model, variables, state, prompts, default_chunk()))
+    prompts = Prompts.build(points=points[:, None], labels=labels, masks=masks, images=False)
+    out = decode_batch(model, variables, state, prompts, default_chunk())
+    logits, iou = select_masks(out, multimask=masks is None)
     return jnp.asarray(logits), jnp.asarray(iou)
 
 
@@ -185,10 +210,12 @@ def filtered_masks(
     state: ImageState,
     place: Place,
     thresholds: Thresholds,
+    use_m2m: bool,
     points: Float[Array, "n 2"],
 ) -> Candidates:
-    """Return the three masks of each point as [point, mask, ...], with every filter but that of overlaps."""
-    logits, iou = _decode(model, variables, state, points)
+    """Return the masks of each point as [point, mask, ...], with every filter but that of overlaps."""
+    logits, iou = _decode(model, variables, state, points, use_m2m)
+    shape = iou.shape
     logits, iou = logits.reshape(-1, *logits.shape[2:]), iou.reshape(-1).astype(jnp.float32)
     wanted = _passes(iou > thresholds.pred_iou_thresh, thresholds.pred_iou_thresh)
     order = _first(wanted)
@@ -206,7 +233,7 @@ def filtered_masks(
     valid = wanted & ~_is_cut(boxes, place)
     valid &= _passes(stability >= thresholds.stability_score_thresh, thresholds.stability_score_thresh)
     found = Candidates(boxes, iou, stability, counted.area, valid)
-    return jax.tree.map(lambda x: x.reshape(len(points), MASKS, *x.shape[1:]), found)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
 
 
 def _first(wanted: Bool[Array, " n"]) -> Int[Array, " n"]:

@@ -6,7 +6,6 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from sam_jax.automatic.candidates import (
-    MASKS,
     Place,
     decode_again,
     find_masks,
@@ -16,6 +15,7 @@ from sam_jax.automatic.candidates import (
 from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.automatic.grid import point_grids
 from sam_jax.batch.decode import Images
+from sam_jax.batch.select import masks_selected
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.images.resize import TracedSize
 from sam_jax.prompts import AnyArray
@@ -62,17 +62,19 @@ def generate_masks(
     """Return the masks of everything in one image: those that `Predictor.generate` returns for an image without crops.
 
     All of it runs on the device, in a program for each number of points, not for each size of image: sizes may be
-    traced. Under `vmap`, it takes several images.
+    traced. Under `vmap`, it takes several images. Each point has three masks to choose from, and with SAM-HQ one, as in
+    the families' own generators.
 
     Args:
       model: the decoder, static.
       variables: its variables.
-      image: the image embedding [h, w, c], or what `prepare_image` made of it.
+      image: the image embedding [h, w, c], `ImageFeatures` where the decoder takes more maps, or what `prepare_image`
+        made of either.
       input_size: height and width of the resized image in the input frame, before padding.
       original_size: height and width of the image.
       points: where to ask: (x, y) in the input frame; by default the grid of the settings.
-      settings: `crop_n_layers`, `min_mask_region_area` and `output_mode` are for `Predictor.generate` and not used
-        here; `max_masks` is the size of the result, 256 by default.
+      settings: `crop_n_layers`, `tile`, `min_mask_region_area` and `output_mode` are for `Predictor.generate` and not
+        used here; `max_masks` is the size of the result, 256 by default.
 
     Returns:
       Masks, of which `valid` count. `resize_masks` or `binary_masks` bring them to the original size.
@@ -88,13 +90,14 @@ def generate_masks(
     state = prepared(model, variables, image)
     number, batch = len(points), settings.points_per_batch
     thresholds = thresholds_of(settings)
-    found, kept, count = find_masks(model, variables, state, points, number, place, thresholds, batch)
+    found, kept, count = find_masks(model, variables, state, points, number, place, thresholds, batch, settings.use_m2m)
     room = settings.max_masks or MAX_MASKS
     kept = jnp.pad(kept, (0, max(0, room - len(kept))))[:room]
     valid = jnp.arange(room) < count
     boxes, iou, stability, area = (x[kept] for x in (found.boxes, found.iou, found.stability, found.area))
-    asked = points[kept // MASKS]
-    logits = decode_again(model, variables, state, asked, kept % MASKS, count)
+    k = masks_selected(model.config)
+    asked = points[kept // k]
+    logits = decode_again(model, variables, state, asked, kept % k, count, settings.use_m2m)
     filled = jax.tree.map(
         lambda x: jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, 0), (logits, boxes, iou, stability, area, asked)
     )

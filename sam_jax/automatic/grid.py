@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 
 from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.errors import describe
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
+from sam_jax.images.windows import windows_of
 
 
 class Crop(NamedTuple):
@@ -31,8 +32,8 @@ class Crop(NamedTuple):
         return self.y1 - self.y0, self.x1 - self.x0
 
 
-def make_crops(size: Size, layers: int, overlap_ratio: float) -> list[Crop]:
-    """Return the whole image, then the crops of each layer, column by column (`generate_crop_boxes`).
+def make_crops(size: Size, layers: int, overlap_ratio: float, tile: int | None = None) -> list[Crop]:
+    """Return the whole image, then the crops of each layer, column by column (`generate_crop_boxes`), or its tiles.
 
     In a tiny image, crops without a pixel are left out.
 
@@ -40,9 +41,12 @@ def make_crops(size: Size, layers: int, overlap_ratio: float) -> list[Crop]:
       size: height and width of the image.
       layers: how many layers.
       overlap_ratio: of the first layer's crops, as a share of the shorter side; half as much for each layer after it.
+      tile: side of the tiles in pixels, which are a layer; None for none. An image that is one tile has no others.
     """
     height, width = size
     crops = [Crop(0, 0, width, height, 0)]
+    if tile is not None and max(size) > tile:
+        crops += [Crop(*window, layer=1) for window in windows_of(size, tile)]
     for layer in range(1, layers + 1):
         number = 2**layer
         overlap = int(overlap_ratio * min(size) * (2 / number))
@@ -60,7 +64,7 @@ def point_grids(settings: AutomaticConfig) -> list[Float[np.ndarray, "point 2"]]
         return [np.asarray(grid, np.float64) for grid in settings.point_grids]
     side: int = settings.points_per_side  # pyright: ignore[reportAssignmentType]
     factor = settings.crop_n_points_downscale_factor
-    return [regular_grid(int(side / factor**layer)) for layer in range(settings.crop_n_layers + 1)]
+    return [regular_grid(int(side / factor**layer)) for layer in range(settings.layers + 1)]
 
 
 def regular_grid(side: int) -> Float[np.ndarray, "point 2"]:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from sam_jax.images.resize import Size
 from sam_jax.images.run_lengths import decoded
+from sam_jax.images.size import Size
 
 
 def label_map(records: Sequence[Mapping[str, Any]], size: Size) -> Int32[np.ndarray, "height width"]:

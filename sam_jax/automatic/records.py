@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sam_jax.automatic.candidates import (
-    MASKS,
     Candidates,
     Place,
     decode_again,
@@ -22,12 +21,14 @@ from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.automatic.grid import Crop, check_region, in_region, make_crops, point_grids
 from sam_jax.automatic.nms import box_nms
 from sam_jax.automatic.regions import without_small_regions
+from sam_jax.batch.select import masks_selected
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.fast.low_rank import ImageState
 from sam_jax.images.full_size import binary_masks
 from sam_jax.images.pixels import EncodedImage
-from sam_jax.images.resize import Size, mask_sizes
+from sam_jax.images.resize import mask_sizes
 from sam_jax.images.run_lengths import coco_run_lengths, run_lengths
+from sam_jax.images.size import Size
 from sam_jax.prompts import Ragged
 
 Progress = Callable[[float], None]
@@ -45,8 +46,8 @@ FULL_SIZE = 4
 
 
 _prepare = jax.jit(prepared, static_argnames="model")
-_filter = jax.jit(filtered_masks, static_argnames="model")
-_decode_again = jax.jit(decode_again, static_argnames="model")
+_filter = jax.jit(filtered_masks, static_argnames=("model", "use_m2m"))
+_decode_again = jax.jit(decode_again, static_argnames=("model", "use_m2m"))
 
 
 class _Part(NamedTuple):
@@ -66,7 +67,7 @@ class _Found(NamedTuple):
     crop: Crop
     encoded: EncodedImage
     points: Float[np.ndarray, "n 2"]  # in the crop
-    masks: Int[np.ndarray, " n"]  # of the three of each point
+    masks: Int[np.ndarray, " n"]  # of those of each point
     candidates: Candidates
 
 
@@ -103,7 +104,7 @@ def generate_records(
       progress: is told how far it is.
     """
     region, grids = check_region(region, size), point_grids(settings)
-    crops = make_crops(size, settings.crop_n_layers, settings.crop_overlap_ratio)
+    crops = make_crops(size, settings.crop_n_layers, settings.crop_overlap_ratio, settings.tile)
     found = []
     for i, crop in enumerate(crops):
         part = _Part(progress, SEARCHING * i / len(crops), SEARCHING * (i + 1) / len(crops))
@@ -115,7 +116,7 @@ def generate_records(
     if not settings.min_mask_region_area:
         masks = masks[: settings.max_masks]
     records = []
-    for mask, pixels in _pixels(model, variables, masks, size, settings.points_per_batch):
+    for mask, pixels in _pixels(model, variables, masks, size, settings):
         records.append(_record(mask, pixels, settings))
         progress(SEARCHING + (1 - SEARCHING) * len(records) / len(masks))
     if settings.min_mask_region_area:
@@ -148,14 +149,16 @@ def _search(
     asked[:number] = points * np.array([columns / width, rows / height])
     place = Place(*(np.array(x, np.int32) for x in (encoded.input_size, crop[:4], size)))
     state = _prepare(model, variables, encoded.embedding)
+    arguments = state, place, thresholds_of(settings), settings.use_m2m
     groups_found = []
     for i, group in enumerate(np.split(asked, groups)):
-        groups_found.append(jax.device_get(_filter(model, variables, state, place, thresholds_of(settings), group)))
+        groups_found.append(jax.device_get(_filter(model, variables, *arguments, group)))
         progress((i + 1) / groups)
-    candidates = jax.tree.map(lambda *x: _joined(x)[: number * MASKS], *groups_found)
+    k = masks_selected(model.config)
+    candidates = jax.tree.map(lambda *x: _joined(x)[: number * k], *groups_found)
     passed = np.flatnonzero(candidates.valid)
     kept = passed[_kept(candidates.boxes[passed], candidates.iou[passed], settings.box_nms_thresh)]
-    return _Found(crop, encoded, points[kept // MASKS], kept % MASKS, jax.tree.map(lambda x: x[kept], candidates))
+    return _Found(crop, encoded, points[kept // k], kept % k, jax.tree.map(lambda x: x[kept], candidates))
 
 
 def _joined(groups: Sequence[Any]) -> Any:
@@ -175,30 +178,30 @@ def _kept(boxes: Ragged, scores: Ragged, threshold: float) -> Int[np.ndarray, " 
 
 
 def _pixels(
-    model: Sam, variables: Variables, masks: Sequence[_Mask], size: Size, batch: int
+    model: Sam, variables: Variables, masks: Sequence[_Mask], size: Size, settings: AutomaticConfig
 ) -> Iterator[tuple[_Mask, Bool[np.ndarray, "height width"]]]:
-    """Yield the pixels of each mask in the image; a few exist at a time, and low-res logits of `batch` masks."""
+    """Yield the pixels of each mask in the image; a few exist at a time, and low-res logits of one batch."""
     for _, of_crop in itertools.groupby(masks, key=lambda mask: mask.found.crop):
         several = list(of_crop)
         state = _prepare(model, variables, several[0].found.encoded.embedding)
-        for start in range(0, len(several), batch):
-            group = several[start : start + batch]
-            yield from zip(group, _pixels_of(model, variables, state, group, size, batch), strict=True)
+        for start in range(0, len(several), settings.points_per_batch):
+            group = several[start : start + settings.points_per_batch]
+            yield from zip(group, _pixels_of(model, variables, state, group, size, settings), strict=True)
 
 
 def _pixels_of(
-    model: Sam, variables: Variables, state: ImageState, masks: Sequence[_Mask], size: Size, batch: int
+    model: Sam, variables: Variables, state: ImageState, masks: Sequence[_Mask], size: Size, settings: AutomaticConfig
 ) -> Iterator[Bool[np.ndarray, "height width"]]:
     """Decode masks of one crop again, and yield their pixels in the image."""
     found = masks[0].found
     crop, encoded = found.crop, found.encoded
     rows, columns = encoded.input_size
     scale = np.array([columns / crop.size[1], rows / crop.size[0]])
-    index = np.zeros(batch, np.int32)
+    index = np.zeros(settings.points_per_batch, np.int32)
     index[: len(masks)] = [mask.place for mask in masks]
     points = (found.points[index] * scale).astype(np.float32)
     arguments = state, points, found.masks[index], np.int32(len(masks))
-    logits = np.asarray(_decode_again(model, variables, *arguments))[: len(masks)]
+    logits = np.asarray(_decode_again(model, variables, *arguments, use_m2m=settings.use_m2m))[: len(masks)]
     sizes: Any = mask_sizes(model.config, encoded.input_size) | {"original_size": crop.size}
     for start in range(0, len(masks), FULL_SIZE):
         for mask in np.asarray(binary_masks(logits[start : start + FULL_SIZE], **sizes)):

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam_jax.batch.decode import Images, Sizes, decode_batch, default_chunk, embeddings_of, pad_inputs
+from sam_jax.batch.decode import Images, Sizes, decode_batch, default_chunk, image_maps, pad_inputs
 from sam_jax.batch.predict import check_inputs
-from sam_jax.decoder.features import example_features
+from sam_jax.config import SamConfig
+from sam_jax.decoder.features import features_of, map_shapes
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.errors import describe
 from sam_jax.fast.low_rank import ImageState, prepare_image
@@ -47,11 +48,12 @@ class CompiledDecoder:
             of another dtype than was compiled for.
         """
         check_inputs(self.model.config, embeddings, prompts)
-        if embeddings_of(embeddings).dtype != np.float32:
-            raise ValueError(
-                f"embeddings must be float32, for which the programs were compiled; got {describe(embeddings)}. "
-                "Cast them when they are made."
-            )
+        for name, value in image_maps(embeddings).items():
+            if value.dtype != np.float32:
+                raise ValueError(
+                    f"{name} must be float32, for which the programs were compiled; got {describe(value)}. "
+                    "Cast it when it is made."
+                )
         embeddings, padded = pad_inputs(embeddings, prompts, self.sizes)
         prepared = isinstance(embeddings, ImageState)
         key = padded.labels.shape, padded.masks is not None, prepared
@@ -99,10 +101,7 @@ def compile(
     programs = {}
     for *batch, tokens in itertools.product(*counts, sizes.prompt_sets, sizes.tokens):
         for with_masks in (False, True) if masks else (False,):
-            image: Any = jax.tree.map(
-                lambda x, batch=batch: jax.ShapeDtypeStruct((*batch[:-1], *x.shape), x.dtype),
-                jax.eval_shape(functools.partial(example_features, config)),
-            )
+            image = feature_shapes(config, *batch[:-1])
             if prepared:
                 prepare = functools.partial(prepare_image, model)
                 image = jax.eval_shape(jax.vmap(prepare, (None, 0)) if images else prepare, shapes, image)
@@ -110,6 +109,13 @@ def compile(
             program = decode_batch.lower(model, shapes, image, prompts, chunk, best=best).compile()
             programs[(*batch, tokens), with_masks, prepared] = program
     return CompiledDecoder(model, sizes, programs)
+
+
+def feature_shapes(config: SamConfig, *images: int) -> Any:
+    """Return the features of images, or of one, of shapes instead of arrays, for tracing ahead of time."""
+    return features_of(
+        {name: jax.ShapeDtypeStruct((*images, *shape), jnp.float32) for name, shape in map_shapes(config).items()}
+    )
 
 
 def prompt_shapes(batch: tuple[int, ...], tokens: int, mask_size: tuple[int, int] | None) -> Prompts:

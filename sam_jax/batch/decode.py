@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from sam_jax.batch.select import best_alone
-from sam_jax.decoder.features import ImageFeatures
+from sam_jax.decoder.features import ImageFeatures, maps_of
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.errors import describe
 from sam_jax.fast.absorbed import decode_absorbed
@@ -136,9 +136,14 @@ def choose_path(tokens: int, prompt_sets: int, has_masks: bool, prepared: bool) 
     return "absorbed"
 
 
+def image_maps(images: Images) -> dict[str, Any]:
+    """Return the maps of images by name; of prepared ones, which take the others' place, the embedding alone."""
+    return {"embedding": images.embedding} if isinstance(images, ImageState) else maps_of(images)
+
+
 def embeddings_of(images: Images) -> Float[AnyArray, "... h w c"]:
     """Return the embeddings, prepared or not."""
-    return images.embedding if isinstance(images, (ImageState, ImageFeatures)) else images
+    return image_maps(images)["embedding"]
 
 
 def map_groups(function: Callable[[Any], Any], inputs: Any, size: int) -> Any:

@@ -3,9 +3,13 @@
 An image is `NAME.npz` with the array `embedding` [h, w, c] and its prompts, named and shaped as in `Prompts.build`:
 `points`, `labels`, `boxes` and `masks`, one entry per prompt set. Ragged ones go to `NAME.json` beside it instead, an
 object of lists: `{"points": [[[x, y], ...], ...], "labels": [[1, ...], ...], "boxes": [[x0, y0, x1, y1], null, ...]}`.
+Where the decoder takes more maps of an image, they are in `NAME.npz`, too: `early` [h, w, e] for SAM-HQ, `stride_8`
+[2h, 2w, c/4] and `stride_4` [4h, 4w, c/8] for SAM 2 (`sam_jax.ImageFeatures`).
 
-A result is `NAME.npz` with `iou` [prompt set, mask] and `logits` [prompt set, mask, 4h, 4w], all masks, mask 0 first;
-where binary masks are asked for, `masks` of the same shape instead of `logits`.
+A result is `NAME.npz` with `iou` [prompt set, mask] and `logits` [prompt set, mask, 4h, 4w], all masks, mask 0 first,
+and what else the decoder has, as in `sam_jax.MaskPrediction`: `object_score` and `single` [prompt set] for SAM 2, `hq`
+[prompt set, 4h, 4w] for SAM-HQ. Where binary masks are asked for, there are `masks` of the same shape instead of
+`logits`, and SAM-HQ's mask is added to each of them already.
 """
 
 import functools
@@ -21,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -30,7 +33,8 @@ from sam_jax.batch.decode import Sizes, round_up
 from sam_jax.batch.predict import check_inputs, predict_masks
 from sam_jax.batch.sharding import IMAGE, make_mesh, replicate, shard_inputs
 from sam_jax.config import SamConfig
-from sam_jax.decoder.model import MaskPrediction, Sam, Variables
+from sam_jax.decoder.features import MAPS, Features, check_maps, features_of, map_shapes
+from sam_jax.decoder.model import MaskPrediction, Sam, Variables, outputs_of
 from sam_jax.errors import describe
 from sam_jax.prompts import Prompts
 from sam_jax.walk import read_ahead, share_of_process
@@ -44,7 +48,7 @@ class Image(NamedTuple):
     """One file to decode: `prompts` have the axis [prompt set]."""
 
     name: str
-    embedding: Float[np.ndarray, "h w c"]
+    features: Features
     prompts: Prompts
 
 
@@ -110,17 +114,17 @@ def read_image(path: Path, config: SamConfig) -> Image:
     """
     try:
         arguments = _read_arrays(path)
-        embedding = _floats(arguments.pop("embedding", None))
+        features = _features(arguments, config)
         if path.with_suffix(".json").exists():
             arguments |= _read_lists(path.with_suffix(".json"), arguments)
         unknown = sorted(set(arguments) - set(ARGUMENTS))
         if unknown or not arguments:
             raise ValueError(f"prompts must be some of {', '.join(ARGUMENTS)}; got {', '.join(unknown) or 'none'}.")
         prompts = Prompts.build(**arguments, images=False)
-        check_inputs(config, embedding, prompts)
+        check_inputs(config, features, prompts)
     except (OSError, EOFError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be decoded: {error}") from error
-    return Image(path.name, embedding, prompts)
+    return Image(path.name, features, prompts)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -142,15 +146,23 @@ def _read_lists(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     return lists
 
 
-def _floats(embedding: Any) -> np.ndarray:
+def _features(arrays: dict[str, Any], config: SamConfig) -> Features:
+    """The image's maps, taken out of a file's arrays."""
+    wanted = map_shapes(config)
+    if missing := [name for name in wanted if name not in arrays]:
+        raise ValueError(f"it has no array named {' or '.join(missing)}.")
+    maps = {name: _floats(name, arrays.pop(name)) for name in MAPS if name in arrays}
+    check_maps(maps, wanted)
+    return features_of(maps)
+
+
+def _floats(name: str, array: np.ndarray) -> np.ndarray:
     """As float32, so that all images fit one program. numpy stores bfloat16 as two bytes of no type."""
-    if not isinstance(embedding, np.ndarray):
-        raise ValueError("it has no array named embedding.")
-    if embedding.dtype == np.dtype("V2"):
-        embedding = embedding.view(jnp.bfloat16)
-    if not jnp.issubdtype(embedding.dtype, jnp.floating):
-        raise ValueError(f"embedding must be floats, got {describe(embedding)}.")
-    return embedding.astype(np.float32)
+    if array.dtype == np.dtype("V2"):
+        array = array.view(jnp.bfloat16)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} must be floats, got {describe(array)}.")
+    return array.astype(np.float32)
 
 
 def _batches(
@@ -171,10 +183,11 @@ def _batches(
     yield from groups.values()
 
 
-def _stack(batch: list[Image]) -> tuple[Float[np.ndarray, "image h w c"], Prompts]:
+def _stack(batch: list[Image]) -> tuple[Features, Prompts]:
     prompt_sets, tokens = np.max([image.prompts.labels.shape for image in batch], axis=0).tolist()
     prompts = [image.prompts.pad(tokens, prompt_sets) for image in batch]
-    return np.stack([image.embedding for image in batch]), jax.tree.map(lambda *x: np.stack(x), *prompts)
+    features = [image.features for image in batch]
+    return jax.tree.map(lambda *x: np.stack(x), *features), jax.tree.map(lambda *x: np.stack(x), *prompts)
 
 
 def _one_ahead(batches: Iterator[list[Image]], decode: Any) -> Iterator[tuple[list[Image], MaskPrediction]]:
@@ -190,15 +203,25 @@ def _one_ahead(batches: Iterator[list[Image]], decode: Any) -> Iterator[tuple[li
 
 
 def _write(target: Path, batch: list[Image], out: MaskPrediction, binary: bool) -> Iterator[Path]:
-    iou, logits = np.asarray(out.iou, np.float32), np.asarray(out.logits > 0 if binary else out.logits)
+    arrays = {name: np.asarray(array) for name, array in (_binary(out) if binary else outputs_of(out)).items()}
+    save: Any = np.savez_compressed if binary else np.savez
     for i, image in enumerate(batch):
-        mine = i, slice(len(image.prompts.valid))
+        mine = {name: _float32(array[i, : len(image.prompts.valid)]) for name, array in arrays.items()}
         with written_whole(target / image.name, overwrite=True) as path:
-            if binary:
-                np.savez_compressed(path, masks=logits[mine], iou=iou[mine])
-            else:
-                np.savez(path, logits=logits[mine].astype(np.float32), iou=iou[mine])
+            save(path, **mine)
         yield target / image.name
+
+
+def _binary(out: MaskPrediction) -> dict[str, Any]:
+    """The arrays of a prediction with binary masks in place of logits."""
+    arrays = outputs_of(out)
+    logits, hq = arrays.pop("logits"), arrays.pop("hq", None)
+    return arrays | {"masks": (logits if hq is None else logits + hq[..., None, :, :]) > 0}
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    """Floats as float32, whatever the decoder computes in."""
+    return array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def _check_folders(source: Path, target: Path) -> tuple[Path, Path]:

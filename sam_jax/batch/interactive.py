@@ -19,6 +19,9 @@ from sam_jax.config import SamConfig
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.prompts import EMPTY, NOT_A_POINT, AnyArray, Prompts
 
+LARGEST_LOGIT = 32
+"""What SAM 2 clamps the logits to that it hands back."""
+
 
 def start_clicks(
     config: SamConfig, batch: tuple[int, ...], clicks: int, boxes: Float[AnyArray, "*batch 4"] | None = None
@@ -61,7 +64,7 @@ def click(
     Args:
       model: the decoder, static.
       variables: its variables.
-      embeddings: image embeddings, [h, w, c] or [image, h, w, c], or what `prepare_image` made of them.
+      embeddings: as in `predict_masks`.
       state: what `start_clicks` or the last `click` returned.
       points: a click (x, y) for each object, in the input frame.
       labels: 1 foreground, 0 background, -2 for an object that gets no click this time.
@@ -81,5 +84,10 @@ def click(
         labels=jnp.where(slot, labels[..., None], state.labels),
     )
     prediction = predict_masks(model, variables, embeddings, state)
-    logits, _ = best_masks(prediction, state)
+    logits = handed_back(model.config, best_masks(prediction, state)[0])
     return prediction, dataclasses.replace(state, masks=logits.astype(jnp.float32), has_mask=jnp.ones_like(state.valid))
+
+
+def handed_back(config: SamConfig, logits: Float[AnyArray, "*batch my mx"]) -> Float[AnyArray, "*batch my mx"]:
+    """Return low-res logits as they may be a mask prompt: SAM 2 clamps them (`sam2/sam2_image_predictor.py`)."""
+    return logits.clip(-LARGEST_LOGIT, LARGEST_LOGIT) if config.postprocessing == "sam2" else logits

@@ -14,12 +14,13 @@ from sam_jax.batch.decode import (
     decode_batch,
     default_chunk,
     embeddings_of,
+    image_maps,
     is_readable,
     pad_inputs,
 )
 from sam_jax.batch.sharding import decode_on, fit_sizes
 from sam_jax.config import SamConfig
-from sam_jax.decoder.features import check_maps, map_shapes, maps_of
+from sam_jax.decoder.features import check_maps, map_shapes
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.errors import describe
 from sam_jax.fast.low_rank import ImageState
@@ -47,7 +48,8 @@ def predict_masks(
     Args:
       model: the decoder, static.
       variables: its variables.
-      embeddings: image embeddings, channels last: [h, w, c], or [image, h, w, c]; or what `prepare_image` made of them.
+      embeddings: image embeddings, channels last: [h, w, c], or [image, h, w, c]; `ImageFeatures` where the decoder
+        takes more maps of an image; or what `prepare_image` made of either.
       prompts: prompts with axes [prompt set], or [image, prompt set].
       chunk: how many prompt sets are decoded at once, the bound on memory; by default 4 on a CPU and 64 elsewhere.
       sizes: what the numbers of tokens, prompt sets and images are rounded up to.
@@ -82,11 +84,9 @@ def predict_masks(
 
 def check_inputs(config: SamConfig, images: Images, prompts: Prompts) -> None:
     """Raise a ValueError where the inputs of `predict_masks` do not fit the model or each other."""
-    embeddings = embeddings_of(images)
-    if isinstance(images, ImageState):
-        check_maps({"embedding": embeddings}, {"embedding": (*config.grid_size, config.width)})
-    else:
-        check_maps(maps_of(images), map_shapes(config))
+    maps, wanted = image_maps(images), map_shapes(config)
+    check_maps(maps, {"embedding": wanted["embedding"]} if isinstance(images, ImageState) else wanted)
+    embeddings = maps["embedding"]
     if not isinstance(prompts, Prompts):
         raise ValueError(f"prompts must come from sam_jax.Prompts.build, got {describe(prompts)}.")
     batch = prompts.valid.shape

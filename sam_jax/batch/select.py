@@ -5,13 +5,14 @@ The official code is `segment_anything/utils/amg.py` and `utils/onnx.py`.
 
 import dataclasses
 from types import ModuleType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sam_jax.config import SamConfig
 from sam_jax.decoder.model import MaskPrediction
 from sam_jax.errors import describe
 from sam_jax.prompts import BACKGROUND, EMPTY, AnyArray, Prompts
@@ -51,6 +52,11 @@ def select_masks(
     return logits[..., None, :, :], iou[..., None]
 
 
+def masks_selected(config: SamConfig, multimask: bool = True) -> int:
+    """Return how many masks of a prompt set `select_masks` returns."""
+    return config.multimask_outputs if multimask and not config.early_width else 1
+
+
 def _best_of_several(prediction: MaskPrediction) -> Int[AnyArray, "*batch"]:
     """The index of the best-scored multimask output; of equal ones the first."""
     xp = _numpy_of(prediction)
@@ -71,7 +77,7 @@ def _numpy_of(prediction: MaskPrediction) -> ModuleType:
 
 def best_masks(
     prediction: MaskPrediction, prompts: Prompts
-) -> tuple[Float[Array, "*batch my mx"], Float[Array, "*batch"]]:
+) -> tuple[Float[AnyArray, "*batch my mx"], Float[AnyArray, "*batch"]]:
     """Return one mask and its score for each prompt set: the best-scored multimask output, or where the prompt is clear
     the mask for that.
 
@@ -116,7 +122,7 @@ def take_masks(
     prediction: MaskPrediction, index: Int[AnyArray, "*batch"]
 ) -> tuple[Float[AnyArray, "*batch my mx"], Float[AnyArray, "*batch"]]:
     """Return the mask and the score with the given index (0 to m - 1) of each prompt set."""
-    xp = np if isinstance(index, np.ndarray) and isinstance(prediction.iou, np.ndarray) else jnp
+    xp: Any = np if isinstance(index, np.ndarray) and isinstance(prediction.iou, np.ndarray) else jnp
     logits = xp.take_along_axis(prediction.logits, index[..., None, None, None], axis=-3)
     return logits[..., 0, :, :], xp.take_along_axis(prediction.iou, index[..., None], axis=-1)[..., 0]
 

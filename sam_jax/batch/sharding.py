@@ -69,8 +69,8 @@ def shard_inputs(
     `jax.make_array_from_process_local_data` makes one array of them.
 
     Args:
-      embeddings: image embeddings, or what `prepare_image` made of them. A single one goes to every device, several are
-        split over the image axis.
+      embeddings: as in `predict_masks`. Those of a single image go to every device, of several they are split over the
+        image axis.
       prompts: prompts with axes [prompt set], or [image, prompt set].
       mesh: what `make_mesh` returned.
       sizes: what the numbers of tokens, prompt sets and images are rounded up to, then to multiples of the mesh.

@@ -2,9 +2,7 @@
 
 import os
 import platform
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,9 +18,11 @@ from PIL import Image
 
 from sam_jax.batch.decode import Path, decode_batch, default_chunk
 from sam_jax.batch.predict import predict_masks
+from sam_jax.decoder.features import Features, features_of, map_shapes
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.fast.low_rank import prepare_image
 from sam_jax.images.plot import line_plot
+from sam_jax.memory import peak_memory
 from sam_jax.prompts import Prompts
 
 Run = Callable[[], Any]
@@ -59,10 +59,11 @@ def random_prompts(model: Sam, prompt_sets: int, clicks: int = 1, kind: str = "c
     return Prompts.build(points=points, labels=labels, masks=masks)
 
 
-def random_embedding(model: Sam, seed: int = 0) -> np.ndarray:
-    """Return an image embedding [h, w, c] of standard normal numbers."""
-    shape = (*model.config.grid_size, model.config.width)
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+def random_features(model: Sam, seed: int = 0) -> Features:
+    """Return an image of standard normal numbers: the embedding [h, w, c], or all maps that the decoder takes."""
+    rng = np.random.default_rng(seed)
+    shapes = map_shapes(model.config)
+    return features_of({name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
 
 
 def seconds_of(run: Run, at_least: float) -> float:
@@ -105,12 +106,12 @@ def first_call(model: Sam, variables: Variables, prompts: Prompts, path: Path = 
 
     Programs that were compiled in this process are forgotten.
     """
-    embedding = random_embedding(model)
+    features = random_features(model)
 
     def stages() -> tuple[float, float]:
         jax.clear_caches()
         begin = time.perf_counter()
-        lowered = decode_batch.lower(model, variables, embedding, prompts, default_chunk(), path)
+        lowered = decode_batch.lower(model, variables, features, prompts, default_chunk(), path)
         traced = time.perf_counter()
         lowered.compile()
         return traced - begin, time.perf_counter() - traced
@@ -145,17 +146,9 @@ def cached_in(folder: str) -> Iterator[None]:
 def program_memory(model: Sam, variables: Variables, prompt_sets: int) -> dict[str, float]:
     """Return the MB that decoding clicks on one image allocates: for its result, and at its peak beside that."""
     prompts = random_prompts(model, prompt_sets)
-    lowered = decode_batch.lower(model, variables, random_embedding(model), prompts, default_chunk())
+    lowered = decode_batch.lower(model, variables, random_features(model), prompts, default_chunk())
     memory: Any = lowered.compile().memory_analysis()
     return {"result": memory.output_size_in_bytes / MB, "beside it": memory.temp_size_in_bytes / MB}
-
-
-def peak_memory() -> float:
-    """Return the peak memory of this process so far in MB: the device's where it counts, else what is resident."""
-    counted = jax.devices()[0].memory_stats()
-    if counted:
-        return counted["peak_bytes_in_use"] / MB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MB
 
 
 def run(model: Sam, variables: Variables, prompt_sets: Sequence[int], repeats: int) -> dict[str, Any]:
@@ -168,20 +161,20 @@ def run(model: Sam, variables: Variables, prompt_sets: Sequence[int], repeats: i
       repeats: of each measurement; medians are reported.
     """
     description = machine()
-    variables, embedding = jax.device_put((variables, random_embedding(model)))
-    state = jax.jit(prepare_image, static_argnums=0)(model, variables, embedding)
+    variables, features = jax.device_put((variables, random_features(model)))
+    state = jax.jit(prepare_image, static_argnums=0)(model, variables, features)
     one = random_prompts(model, 1)
 
     def call(image: Any, prompts: Prompts) -> Run:
         return lambda: predict_masks(model, variables, image, prompts)
 
-    many = {f"{n} prompt sets": call(embedding, random_prompts(model, n)) for n in prompt_sets}
+    many = {f"{n} prompt sets": call(features, random_prompts(model, n)) for n in prompt_sets}
     kinds = {
         "one click, prepared image": call(state, one),
-        "one click, new image": call(embedding, one),
-        "16 clicks": call(embedding, random_prompts(model, 1, clicks=16)),
-        "a box": call(embedding, random_prompts(model, 1, kind="boxes")),
-        "a mask and a click": call(embedding, random_prompts(model, 1, kind="masks")),
+        "one click, new image": call(features, one),
+        "16 clicks": call(features, random_prompts(model, 1, clicks=16)),
+        "a box": call(features, random_prompts(model, 1, kind="boxes")),
+        "a mask and a click": call(features, random_prompts(model, 1, kind="masks")),
     }
     seconds = interleaved(many | kinds, repeats)
     return {
@@ -190,7 +183,7 @@ def run(model: Sam, variables: Variables, prompt_sets: Sequence[int], repeats: i
         "milliseconds": {name: 1000 * seconds[name] for name in kinds},
         "first call, seconds": first_call(model, variables, one),
         "memory of a call, MB": {n: program_memory(model, variables, n) for n in prompt_sets},
-        "peak memory of the process, MB": peak_memory(),
+        "peak memory of the process, MB": peak_memory() / MB,
     }
 
 

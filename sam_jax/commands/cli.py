@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sam_jax.errors import CheckpointError
+from sam_jax.images.read import Reading
 from sam_jax.train.config import FinetuneConfig, choose_config
 
 Family = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
@@ -143,7 +144,10 @@ def masks(
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")],
     checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    kind: Literal["coco", "polygons", "labels", "picture", "packed"] = "coco",
+    kind: tyro.conf.UseAppendAction[
+        tuple[Literal["coco", "polygons", "labels", "tiff", "table", "picture", "packed"], ...]
+    ] = (),
+    prompts: Annotated[Path | None, tyro.conf.arg(metavar="TABLE")] = None,
     points_per_side: int = 32,
     points_per_batch: int = 64,
     pred_iou_thresh: float = 0.88,
@@ -154,13 +158,15 @@ def masks(
     crop_nms_thresh: float = 0.7,
     crop_overlap_ratio: float = 512 / 1500,
     crop_n_points_downscale_factor: int = 1,
+    tile: int | None = None,
     min_mask_region_area: int = 0,
     max_masks: int | None = None,
     distributed: bool = False,
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading(),  # noqa: B008 - it is frozen
     family: Family = None,
     prefix: Prefix = None,
 ) -> None:
-    """Find the masks of everything in images, without a prompt, and write a file for each image.
+    """Find the masks of everything in images, or of the objects in a table, and write a file for each image.
 
     An image whose file is there, and that was not changed since, is left as it is. After an interruption, the same
     command does the rest. An image that cannot be read is named at the end, after the others are done.
@@ -169,9 +175,12 @@ def masks(
       images: image files, or folders of them.
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the folder to write to, made where missing.
-      kind: what to write of an image: COCO's JSON with run lengths; the same with polygons, for tools that read no run
-        lengths; a 16-bit picture that numbers the masks; the image with all masks in colours; or a NumPy file with the
-        masks as bits.
+      kind: what to write of an image, once or more: COCO's JSON with run lengths, which is written if nothing is said;
+        the same with polygons, for tools that read no run lengths; a picture that numbers the masks, as 16-bit PNG
+        (labels) or as TIFF of 16 or 32 bits; a CSV table with a row for each mask; the image with all masks in colours;
+        or a NumPy file with the masks as bits.
+      prompts: a CSV table of objects to ask for instead of everything: image, and x0, y0, x1, y1 of a box, or x, y of a
+        click; rows with the same object belong together.
       points_per_side: a grid of so many points along each side is asked.
       points_per_batch: points that are decoded before their masks are filtered, a bound on memory.
       pred_iou_thresh: keep a mask if its predicted IoU is above; 0 keeps all.
@@ -182,9 +191,12 @@ def masks(
       crop_nms_thresh: of two masks of several crops, as box_nms_thresh; the smaller crop's is kept.
       crop_overlap_ratio: overlap of the first layer's crops, as a share of the image's shorter side.
       crop_n_points_downscale_factor: layer i has points_per_side / factor^i points along each side.
+      tile: look at tiles of so many pixels along each side, too, which overlap by a quarter. It finds small objects in
+        large images. Prompts of a table are asked in the tile around them.
       min_mask_region_area: fill holes and remove islands of fewer pixels.
       max_masks: of each image, the first ones.
       distributed: this is one of several hosts of a TPU or GPU job, which all run this command; each takes its share.
+      reading: how images are read.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
     """
@@ -206,10 +218,22 @@ def masks(
         crop_nms_thresh=crop_nms_thresh,
         crop_overlap_ratio=crop_overlap_ratio,
         crop_n_points_downscale_factor=crop_n_points_downscale_factor,
+        tile=tile,
         min_mask_region_area=min_mask_region_area,
         max_masks=max_masks,
     )
-    run(images, checkpoint, out, Console(stderr=True), settings, kind=kind, family=family, prefix=prefix)
+    run(
+        images,
+        checkpoint,
+        out,
+        Console(stderr=True),
+        settings,
+        kinds=kind or ("coco",),
+        prompts=prompts,
+        reading=reading,
+        family=family,
+        prefix=prefix,
+    )
 
 
 def embed(
@@ -286,22 +310,31 @@ def finetune(
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     family: Family = None,
     prefix: Prefix = None,
+    check: bool = False,
     settings: Annotated[FinetuneConfig, tyro.conf.arg(name="")] = FinetuneConfig(),  # noqa: B008 - it is frozen
 ) -> None:
     """Fine-tune a checkpoint on images with masks. The same command goes on with a run that was stopped.
 
     Args:
-      data: a COCO JSON file; a folder with images/ and annotations.json or labels/; or scenes, which are drawn.
+      data: a COCO JSON file; a folder with images/ and annotations.json, labels/ or masks/, or with labels NAME_mask
+        beside the images; or scenes, which are drawn.
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the folder of the run; model/ in it is the result.
       config: settings as JSON instead of flags, such as finetune.json of another run.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
+      check: read all of the data, print what is in it, write a contact sheet to out/check.png and settings that are
+        worth trying first to out/suggested.json, and train nothing.
       settings: everything else about the run.
     """
+    from sam_jax.train.commands.check import check as check_data
     from sam_jax.train.commands.finetune import finetune
 
-    result = finetune(data, checkpoint, out, choose_config(config, settings), family=family, prefix=prefix)
+    settings = choose_config(config, settings)
+    if check:
+        check_data(data, checkpoint, out, settings, family=family, prefix=prefix)
+        return
+    result = finetune(data, checkpoint, out, settings, family=family, prefix=prefix)
     rows = [
         ("wrote", str(result.model)),
         ("trained", f"{result.trained:,} parameters"),
@@ -323,6 +356,9 @@ def evaluate(
     objects: int = 16,
     size_limits: tuple[int, int] | None = None,
     split_components: bool = False,
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading(),  # noqa: B008 - it is frozen
+    tile: int | None = None,
+    compare: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     overwrite: bool = False,
 ) -> None:
     """Measure a checkpoint on a data set: IoU after 1, 3 and 5 clicks and of boxes, clicks needed, calibration.
@@ -330,8 +366,7 @@ def evaluate(
     With --protocol everything: the average recall of the first 10, 100 and 1,000 automatic masks.
 
     Args:
-      data: a COCO JSON file; a folder with images/ and annotations.json or labels/; or drawn scenes that no training
-        has seen, scenes or new-shapes.
+      data: what finetune takes; or drawn scenes that no training has seen, scenes or new-shapes.
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the folder to make, with evaluation.json and evaluation.png.
       protocol: ask with the prompts of a simulated user, or for everything in the image.
@@ -344,6 +379,9 @@ def evaluate(
       size_limits: least area of a medium and of a large object in pixels; by default COCO's 1024 and 9216, and for
         drawn scenes as large a share of their image as these are of one of 640 x 480.
       split_components: of label images, make each connected blob of a value an object of its own.
+      reading: how images are read.
+      tile: side in pixels of tiles to measure on, which overlap by a quarter; an object is in the one with most of it.
+      compare: the output of an earlier evaluation on the same images, to print both in one table.
       overwrite: replace what is at the output.
     """
     from sam_jax.train.commands.evaluate import run
@@ -361,6 +399,9 @@ def evaluate(
         objects=objects,
         size_limits=size_limits,
         split_components=split_components,
+        reading=reading,
+        tile=tile,
+        compare=compare,
         overwrite=overwrite,
     )
 

@@ -12,7 +12,7 @@ from sam_jax.encoders.encoder import Encoder
 from sam_jax.files.checkpoints import load_encoder, provenance_of
 from sam_jax.files.embeddings import EmbeddingStore, StoredDType, digest_of
 from sam_jax.images.image_files import image_files
-from sam_jax.images.pixels import EncodedImage, encode_image
+from sam_jax.images.pixels import EncodedImage, encode_image, encoded_shapes
 from sam_jax.images.read import read_image
 from sam_jax.walk import read_ahead
 
@@ -48,9 +48,9 @@ def run(
         raise ValueError(f"A store keeps images by their files' names, and there are several of {', '.join(twice)}.")
     with console.status(f"Loading {checkpoint}"):
         encoder, variables = load_encoder(checkpoint, family=family, prefix=prefix)
-        made = encoder.config
         provenance = provenance_of(checkpoint, family, prefix)
-        store = EmbeddingStore.create(out, (*made.grid_size, made.out_width), made.prompt_frame, dtype, provenance)
+        shapes = encoded_shapes(encoder, variables)
+        store = EmbeddingStore.create(out, shapes, encoder.config.prompt_frame, dtype, provenance)
     todo = [file for file in files if not store.written_after(file.name, file)]
     store.remove_leftovers([file.name for file in todo])
     problems: list[str] = []

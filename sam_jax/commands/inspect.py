@@ -13,7 +13,9 @@ from sam_jax.convert.encoders import identify_encoder
 from sam_jax.convert.reader import open_checkpoint
 from sam_jax.convert.reading.stored_tensor import Checkpoint
 from sam_jax.convert.state_dict import identify, mixed_leaves, notes_on
+from sam_jax.convert.tables.families import Family, listing, size_of, version_of
 from sam_jax.convert.tables.gaps import Described
+from sam_jax.convert.tables.names import is_video
 from sam_jax.convert.tables.rules import DECODER
 from sam_jax.encoders.config import EncoderConfig, title_of
 from sam_jax.errors import CheckpointError
@@ -78,20 +80,31 @@ def _inspect_torch(source: Source, choice: dict[str, str | None]) -> Inspection:
     except CheckpointError as error:
         return Inspection(tuple(rows), str(error))
     encoder, of_encoder = _inspect_encoder(checkpoint, choice)
-    ignored = [tensor for name, tensor in checkpoint.tensors.items() if name in {*found.ignored} - of_encoder]
+    ignored = {name: checkpoint.tensors[name] for name in found.ignored if name not in of_encoder}
+    video = {name: tensor for name, tensor in ignored.items() if is_video(name)}
     rows += [
         ("family", f"{found.family.title} ({found.family.name})"),
+        *_variant(checkpoint, found.family),
         ("licence", found.family.licence),
         ("names", {"meta": "Meta's", "hf": "Hugging Face's"}[found.naming]),
         ("decoder", _summary(checkpoint.tensors[name] for name in found.sources.values())),
         ("image encoder", encoder),
-        ("ignored", _summary(ignored)),
+        *([("for video only", _summary(video.values()))] if video else []),
+        ("ignored", _summary(tensor for name, tensor in ignored.items() if name not in video)),
         *_settings(found.config),
     ]
     if not found.gaps:
         mixed = mixed_leaves(checkpoint.tensors, found, DECODER)
         rows += [("note", note) for note in notes_on(found.family, mixed, choice["family"])]
     return Inspection(tuple(rows), f"The decoder is not whole.\n{found.gaps}" if found.gaps else None)
+
+
+def _variant(checkpoint: Checkpoint, family: Family) -> Iterator[Row]:
+    """Say which of SAM 2's models a checkpoint is of, as far as it tells."""
+    text = listing({name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()})
+    for label, value in (("size", size_of(text)), ("version", version_of(family, text))):
+        if value:
+            yield label, value
 
 
 def _inspect_encoder(checkpoint: Checkpoint, choice: dict[str, str | None]) -> tuple[str, set[str]]:

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import track
 
+from sam_jax.batch.select import masks_selected
 from sam_jax.commands.result_files import CocoAnnotations, Kind, Result, check_free, targets, write_pictures
 from sam_jax.config import SamConfig
 from sam_jax.decoder.model import Variables
@@ -57,7 +58,7 @@ def run(
       points: clicks as texts `x,y` or `x,y,0`, all on one object.
       boxes: boxes as texts `x0,y0,x1,y1`, each on an object of its own.
       mask: a picture that is not black where the object is.
-      multimask: keep three masks for each object instead of the best.
+      multimask: keep all masks that `select_masks` returns for each object instead of the best; SAM-HQ's is one.
       kind: what to write; by default COCO's JSON where `out` ends in `.json`, else overlays.
       embeddings: a store to read embeddings from instead of encoding.
       family: as in `sam_jax.load`.
@@ -74,12 +75,12 @@ def run(
     clear = 2 * bool(boxes) + len(points) >= CLEAR
     kind = kind or ("coco" if out.suffix == ".json" else "overlay")
     files = image_files(paths)
-    plan = targets(kind, out, files, objects, 3 if multimask else 1)
-    if not overwrite:
-        check_free(chain.from_iterable(plan.values()))
 
     with console.status(f"Loading {checkpoint}"):
         model, variables = load(checkpoint, family=family, prefix=prefix)
+        plan = targets(kind, out, files, objects, masks_selected(model.config) if multimask else 1)
+        if not overwrite:
+            check_free(chain.from_iterable(plan.values()))
         if embeddings:
             encode = read_from(embeddings)
         else:

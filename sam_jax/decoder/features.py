@@ -35,7 +35,7 @@ MAPS = ("embedding", "early", "stride_8", "stride_4")
 """The names of all maps, the embedding first."""
 
 
-def maps_of(features: Any) -> dict[str, AnyArray]:
+def maps_of(features: Any) -> dict[str, Any]:
     """Return the maps by name, without those that are not there."""
     if not isinstance(features, ImageFeatures):
         return {"embedding": features}

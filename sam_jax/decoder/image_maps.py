@@ -59,8 +59,13 @@ class ImageMaps(nn.Module):
           embedding: the neck's coarsest map.
           stride_8: its map at twice the resolution, where the decoder takes finer maps.
           stride_4: its map at four times the resolution.
+
+        Raises:
+          ValueError: if one of them is missing.
         """
         embedding = jnp.asarray(embedding, self.config.dtype) + self.no_memory.value.astype(self.config.dtype)
         if not self.config.high_resolution:
             return embedding
+        if stride_8 is None or stride_4 is None:
+            raise ValueError("The decoder takes finer maps: image_maps needs the neck's maps of all three resolutions.")
         return ImageFeatures(embedding, stride_8=self.stride_8(stride_8), stride_4=self.stride_4(stride_4))

@@ -1,5 +1,7 @@
 """The small layers that both halves of the decoder are made of."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +21,14 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
-def layer_norm(epsilon: float, dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
-    """Return a LayerNorm over the channels, its statistics in at least float32.
+def layer_norm(
+    epsilon: float, dtype: jnp.dtype, name: str | None = None, axes: int | Sequence[int] = -1
+) -> nn.LayerNorm:
+    """Return a LayerNorm over the channels, its statistics in at least float32; or over more axes, the last among them.
 
     The fast variance E[x^2] - E[x]^2 is off: it loses digits where the mean is large beside the deviation.
     """
-    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name, reduction_axes=axes)
 
 
 class Mlp(nn.Module):
@@ -33,16 +37,18 @@ class Mlp(nn.Module):
     Attributes:
       widths: output channels of each layer.
       dtype: compute dtype.
+      activation: what is between the layers, if it is no ReLU.
     """
 
     widths: tuple[int, ...]
     dtype: jnp.dtype
+    activation: Callable[[Array], Array] = nn.relu
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n channels"]) -> Float[Array, "*n out"]:
         """Map the last axis through the layers."""
         for i, width in enumerate(self.widths):
-            x = nn.Dense(width, dtype=self.dtype, name=f"layer_{i}")(nn.relu(x) if i else x)
+            x = nn.Dense(width, dtype=self.dtype, name=f"layer_{i}")(self.activation(x) if i else x)
         return x
 
 

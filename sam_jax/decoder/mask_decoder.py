@@ -1,7 +1,8 @@
 """From tokens and image to masks and scores (`segment_anything/modeling/mask_decoder.py`).
 
 SAM 2's decoder is this one with more flags (`sam2/modeling/sam/mask_decoder.py`), SAM-HQ's has one token and one head
-more (`segment_anything_hq/modeling/mask_decoder_hq.py`).
+more (`segment_anything_hq/modeling/mask_decoder_hq.py`). EfficientSAM's has another activation and another norm
+(`efficient_sam/efficient_sam_decoder.py`).
 """
 
 from typing import NamedTuple
@@ -16,6 +17,9 @@ from sam_jax.decoder.hq import HqHead
 from sam_jax.decoder.layers import CONV_NORM_EPS, ConvTranspose2x2, Mlp, gelu, layer_norm
 from sam_jax.decoder.two_way import TwoWayTransformer
 from sam_jax.prompts import AnyArray
+
+GROUP_NORM_EPS = 1e-5
+"""Epsilon of EfficientSAM's norm between the transposed convolutions (PyTorch's default)."""
 
 
 class Heads(NamedTuple):
@@ -67,8 +71,12 @@ class Upscaling(nn.Module):
           stride_4: what is added to the second one, before the GELU.
         """
         width, dtype = self.config.width, jnp.dtype(self.config.dtype)
+        if self.config.efficient_sam:
+            norm = layer_norm(GROUP_NORM_EPS, dtype, "norm", axes=(-3, -2, -1))  # `nn.GroupNorm` with one group
+        else:
+            norm = layer_norm(CONV_NORM_EPS, dtype, "norm")
         x = ConvTranspose2x2(width // 4, dtype, name="conv_0")(image)
-        x = gelu(layer_norm(CONV_NORM_EPS, dtype, "norm")(x if stride_8 is None else x + jnp.asarray(stride_8, dtype)))
+        x = gelu(norm(x if stride_8 is None else x + jnp.asarray(stride_8, dtype)))
         x = ConvTranspose2x2(width // 8, dtype, name="conv_1")(x)
         return gelu(x if stride_4 is None else x + jnp.asarray(stride_4, dtype))
 
@@ -95,9 +103,10 @@ class MaskDecoder(nn.Module):
         self.two_way = TwoWayTransformer(config)
         self.upscaling = Upscaling(config)
         per_mask = nn.vmap(Mlp, variable_axes={"params": 0}, split_rngs={"params": True})
-        self.hypernetworks = per_mask((config.width, config.width, config.width // 8), dtype)
+        activation = gelu if config.efficient_sam else nn.relu
+        self.hypernetworks = per_mask((config.width, config.width, config.width // 8), dtype, activation)
         hidden = (config.iou_head_width,) * (config.iou_head_depth - 1)
-        self.iou_head = Mlp((*hidden, config.num_masks), dtype)
+        self.iou_head = Mlp((*hidden, config.num_masks), dtype, activation)
         if config.hq:
             self.hq = HqHead(config)
 

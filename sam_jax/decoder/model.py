@@ -3,6 +3,7 @@
 The official file is `segment_anything/modeling/sam.py`.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -47,6 +48,12 @@ class MaskPrediction:
     object_score: Float[AnyArray, "*batch"] | None = None
     hq: Float[AnyArray, "*batch my mx"] | None = None
     single: Int[AnyArray, "*batch"] | None = None
+
+
+def outputs_of(prediction: MaskPrediction) -> dict[str, Any]:
+    """Return the arrays of a prediction by name: masks, scores and what else the decoder has, without `valid`."""
+    names = [field.name for field in dataclasses.fields(prediction) if field.name != "valid"]
+    return {name: value for name in names if (value := getattr(prediction, name)) is not None}
 
 
 class Sam(nn.Module):

@@ -1,4 +1,7 @@
-"""Prompts to embeddings: sparse for tokens, dense for the mask (`segment_anything/modeling/prompt_encoder.py`)."""
+"""Prompts to embeddings: sparse for tokens, dense for the mask (`segment_anything/modeling/prompt_encoder.py`).
+
+EfficientSAM's rules are in `efficient_sam/efficient_sam.py` and `efficient_sam_decoder.py`.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,9 @@ from sam_jax.config import SamConfig
 from sam_jax.decoder.layers import CONV_NORM_EPS, PatchConv, gelu, layer_norm
 from sam_jax.decoder.positional import fourier_features, grid_features
 from sam_jax.prompts import BOX_TOP_LEFT, EMPTY, NOT_A_POINT, AnyArray, Prompts
+
+SLOTS = 6
+"""The tokens that every prompt set of EfficientSAM has."""
 
 
 class MaskDownscaling(nn.Module):
@@ -46,10 +52,12 @@ class PromptEncoder(nn.Module):
         """Make the parts."""
         width = self.config.width
         normal = nn.initializers.normal(1.0)
-        self.label_embedding = self.param("label_embedding", normal, (4, width), jnp.float32)
+        labels = 3 if self.config.efficient_sam else 4  # EfficientSAM has none for background clicks
+        self.label_embedding = self.param("label_embedding", normal, (labels, width), jnp.float32)
         self.not_a_point_embedding = self.param("not_a_point_embedding", normal, (width,), jnp.float32)
-        self.no_mask_embedding = self.param("no_mask_embedding", normal, (width,), jnp.float32)
-        self.mask_downscaling = MaskDownscaling(self.config)
+        if not self.config.efficient_sam:
+            self.no_mask_embedding = self.param("no_mask_embedding", normal, (width,), jnp.float32)
+            self.mask_downscaling = MaskDownscaling(self.config)
         self.gaussian_matrix = self.variable(
             "constants", "gaussian_matrix", lambda: normal(self.make_rng("params"), (2, width // 2), jnp.float32)
         )
@@ -57,10 +65,12 @@ class PromptEncoder(nn.Module):
     def tokens(self, prompts: Prompts) -> tuple[Float[Array, "n c"], Bool[Array, " n"]]:
         """Return the embeddings of a prompt set's tokens, and False for those that are empty slots.
 
-        Where the decoder has the "not a point" token after boxes, too, there is one more slot.
+        Where the decoder has the "not a point" token after boxes, too, there is one more slot. EfficientSAM has six.
         """
         coordinates, labels = jnp.asarray(prompts.coordinates), jnp.asarray(prompts.labels)
-        if self.config.pad_boxes:
+        if self.config.efficient_sam:
+            coordinates, labels = six_slots(coordinates, labels)
+        elif self.config.pad_boxes:
             is_box = (labels >= BOX_TOP_LEFT).any()  # clicks alone have the token already
             labels = jnp.append(labels, jnp.where(is_box, NOT_A_POINT, EMPTY).astype(labels.dtype))
             coordinates = jnp.pad(coordinates, ((0, 1), (0, 0)))
@@ -76,8 +86,10 @@ class PromptEncoder(nn.Module):
         height, width = self.config.image_size
         fractions = (jnp.asarray(coordinates, jnp.float32) + 0.5) / np.array([[width, height]], np.float32)
         position = fourier_features(fractions, self.gaussian_matrix.value)
-        table = jnp.concatenate([self.not_a_point_embedding[None], self.label_embedding])
-        is_place = (labels > NOT_A_POINT)[:, None]
+        nothing = jnp.zeros((4 - len(self.label_embedding), self.config.width), jnp.float32)
+        table = jnp.concatenate([self.not_a_point_embedding[None], nothing, self.label_embedding])
+        # What is no point has no place; EfficientSAM keeps it.
+        is_place = (labels > (EMPTY if self.config.efficient_sam else NOT_A_POINT))[:, None]
         embedding = table[jnp.maximum(labels, NOT_A_POINT) - NOT_A_POINT]
         return (jnp.where(is_place, position, 0) + embedding).astype(self.config.dtype)
 
@@ -90,7 +102,14 @@ class PromptEncoder(nn.Module):
           grid_size: height and width of the embedding.
           mask: logits at 4 times the grid, or None where no prompt set has a mask.
           has_mask: whether this prompt set's mask counts.
+
+        Raises:
+          ValueError: for a mask where the decoder is EfficientSAM's, which takes none: nothing is added there.
         """
+        if self.config.efficient_sam:
+            if mask is not None:
+                raise ValueError("EfficientSAM takes no mask prompts, only clicks and boxes.")
+            return jnp.zeros((*grid_size, self.config.width), self.config.dtype)
         absent = jnp.broadcast_to(self.no_mask_embedding.astype(self.config.dtype), (*grid_size, self.config.width))
         if mask is None or has_mask is None:
             if self.is_initializing():
@@ -101,3 +120,27 @@ class PromptEncoder(nn.Module):
     def positions(self, grid_size: tuple[int, int]) -> Float[Array, "h w c"]:
         """Return the positional part of an image embedding of the given height and width."""
         return grid_features(grid_size, self.gaussian_matrix.value).astype(self.config.dtype)
+
+
+def six_slots(
+    coordinates: Float[Array, "n 2"], labels: Int[Array, " n"]
+) -> tuple[Float[Array, "6 2"], Int[Array, " 6"]]:
+    """Return the six tokens that EfficientSAM makes of a prompt set's.
+
+    The first six clicks and corners, then places at (-1, -1) that are no points, which are attended to: the model was
+    trained so. The "not a point" token that `Prompts.build` puts after clicks without a box is not one of them. A
+    negative coordinate is -1.
+
+    Args:
+      coordinates: (x, y) in pixels of the input frame.
+      labels: what each token is.
+    """
+    coordinates = jnp.pad(coordinates, ((0, SLOTS), (0, 0)))
+    labels = jnp.pad(labels, (0, SLOTS), constant_values=EMPTY)
+    with_box = (labels >= BOX_TOP_LEFT).any()
+    built = len(labels) - 1 - jnp.argmax((labels == NOT_A_POINT)[::-1])  # the last one
+    is_built = (jnp.arange(len(labels)) == built) & (labels == NOT_A_POINT) & ~with_box
+    given = (labels != EMPTY) & ~is_built
+    order = jnp.argsort(~given, stable=True)[:SLOTS]
+    coordinates = jnp.where(given[:, None] & (coordinates >= 0), coordinates, -1)
+    return coordinates[order], jnp.where(given, labels, NOT_A_POINT)[order]

@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from sam_jax.config import SamConfig
 from sam_jax.decoder.attention import Attention
-from sam_jax.decoder.layers import Mlp, layer_norm
+from sam_jax.decoder.layers import Mlp, gelu, layer_norm
 
 
 class TwoWayBlock(nn.Module):
@@ -14,7 +14,7 @@ class TwoWayBlock(nn.Module):
 
     Attributes:
       config: settings of the decoder.
-      first: whether this is block 0, whose self-attention replaces the tokens: no residual, no positional part.
+      first: whether this is block 0, whose self-attention has no positional part.
     """
 
     config: SamConfig
@@ -28,7 +28,7 @@ class TwoWayBlock(nn.Module):
         self.self_attention = Attention(config.width, config.heads, 1, dtype)
         self.token_to_image = Attention(config.width, config.heads, cross, dtype)
         self.image_to_token = Attention(config.width, config.heads, cross, dtype)
-        self.mlp = Mlp((config.mlp_width, config.width), dtype)
+        self.mlp = Mlp((config.mlp_width, config.width), dtype, gelu if config.efficient_sam else nn.relu)
         self.norm_self_attention = layer_norm(config.block_norm_eps, dtype)
         self.norm_token_to_image = layer_norm(config.block_norm_eps, dtype)
         self.norm_mlp = layer_norm(config.block_norm_eps, dtype)
@@ -51,18 +51,30 @@ class TwoWayBlock(nn.Module):
           image_position: positional part of the image tokens.
           token_mask: False for empty slots, which nothing attends to.
         """
-        if self.first:
-            tokens = self.self_attention(tokens, tokens, tokens, token_mask)
-        else:
-            query = tokens + token_position
-            tokens = tokens + self.self_attention(query, query, tokens, token_mask)
-        tokens = self.norm_self_attention(tokens)
-
+        tokens = self.among_tokens(tokens, token_position, token_mask)
         key = image + image_position
         tokens = self.norm_token_to_image(tokens + self.token_to_image(tokens + token_position, key, image))
         tokens = self.norm_mlp(tokens + self.mlp(tokens))
         gathered = self.image_to_token(key, tokens + token_position, tokens, token_mask)
         return tokens, self.norm_image_to_token(image + gathered)
+
+    def among_tokens(
+        self, tokens: Float[Array, "n c"], position: Float[Array, "n c"], mask: Bool[Array, " n"]
+    ) -> Float[Array, "n c"]:
+        """Return the tokens after the self-attention and its norm; the arguments are as above.
+
+        In block 0 it replaces SAM's tokens. EfficientSAM's stay, and from block 1 on keep their positional part
+        (`efficient_sam/two_way_transformer.py`).
+        """
+        if self.config.efficient_sam:
+            tokens = tokens if self.first else tokens + position
+            tokens = tokens + self.self_attention(tokens, tokens, tokens, mask)
+        elif self.first:
+            tokens = self.self_attention(tokens, tokens, tokens, mask)
+        else:
+            query = tokens + position
+            tokens = tokens + self.self_attention(query, query, tokens, mask)
+        return self.norm_self_attention(tokens)
 
 
 class TwoWayTransformer(nn.Module):

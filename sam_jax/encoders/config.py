@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from sam_jax.config import DTYPES, DType, check_known, check_positive
 from sam_jax.errors import describe
 
-Preprocessing = Literal["sam", "medsam", "lite_medsam", "micro_sam", "sam2", "medsam2"]
+Preprocessing = Literal["sam", "medsam", "lite_medsam", "micro_sam", "sam2", "medsam2", "efficient_sam"]
 """What becomes of an image's pixels before the encoder: see `sam_jax.images.preprocess.prepare`. No weights tell it."""
 
 
@@ -42,6 +42,9 @@ class ViTConfig:
       window_size: side in tokens of the windows that most blocks attend within.
       global_blocks: indices, in rising order, of the blocks that attend to the whole image.
       out_width: channels `c` of the image embedding.
+      position_side: side in tokens of the square map that the positions were trained on. They are resized to the grid,
+        those of pairs of tokens do not exist, and the first position is a class token's, which is not used. 0: the
+        positions are those of the grid, and of pairs.
       image_size: height and width in pixels of the padded input frame.
       preprocessing: what becomes of an image's pixels before.
       dtype: compute dtype. Norms and softmaxes stay in float32 (float64 where that is the compute dtype).
@@ -58,6 +61,7 @@ class ViTConfig:
     window_size: int = 14
     global_blocks: tuple[int, ...] = (2, 5, 8, 11)
     out_width: int = 256
+    position_side: int = 0
     image_size: tuple[int, int] = (1024, 1024)
     preprocessing: Preprocessing = "sam"
     dtype: DType = "float32"
@@ -69,6 +73,8 @@ class ViTConfig:
         object.__setattr__(self, "image_size", tuple(self.image_size))
         for name in ("width", "depth", "heads", "mlp_width", "patch_size", "window_size", "out_width"):
             check_positive(self, name)
+        if type(self.position_side) is not int or self.position_side < 0:
+            raise ValueError(f"ViTConfig.position_side must be an integer from 0, got {describe(self.position_side)}.")
         if self.width % self.heads:
             raise ValueError(f"ViTConfig.width must be divisible by heads = {self.heads}, got {self.width}.")
         if not self.global_blocks or sorted(set(self.global_blocks) & set(range(self.depth))) != [*self.global_blocks]:
@@ -116,6 +122,17 @@ VIT_L = ViTConfig(width=1024, depth=24, heads=16, mlp_width=4096, global_blocks=
 """`vit_l` of the official package."""
 VIT_H = ViTConfig(width=1280, depth=32, heads=16, mlp_width=5120, global_blocks=(7, 15, 23, 31))
 """`vit_h` of the official package."""
+EFFICIENT_SAM_TI = ViTConfig(
+    width=192,
+    heads=3,
+    mlp_width=768,
+    global_blocks=tuple(range(12)),
+    position_side=14,
+    preprocessing="efficient_sam",
+)
+"""The encoder of EfficientSAM-Ti (`efficient_sam/build_efficient_sam.py`)."""
+EFFICIENT_SAM_S = dataclasses.replace(EFFICIENT_SAM_TI, width=384, heads=6, mlp_width=1536)
+"""The encoder of EfficientSAM-S."""
 VIT_TINY = ViTConfig(
     width=32, depth=4, heads=2, mlp_width=128, window_size=3, global_blocks=(1, 3), out_width=32, image_size=(128, 128)
 )

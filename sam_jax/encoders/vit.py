@@ -1,4 +1,7 @@
-"""SAM's image encoder: the ViT that makes image embeddings (`segment_anything/modeling/image_encoder.py`)."""
+"""SAM's image encoder: the ViT that makes image embeddings (`segment_anything/modeling/image_encoder.py`).
+
+EfficientSAM's is a plain ViT (`efficient_sam/efficient_sam_encoder.py`).
+"""
 
 import dataclasses
 import math
@@ -14,6 +17,7 @@ from jaxtyping import Array, Float
 
 from sam_jax.decoder.features import Features, ImageFeatures
 from sam_jax.decoder.layers import CONV_NORM_EPS, PatchConv, gelu, layer_norm
+from sam_jax.encoders.bicubic import resize_bicubic
 from sam_jax.encoders.config import VIT_B, ViTConfig
 from sam_jax.encoders.frame import check_frame
 
@@ -48,8 +52,8 @@ def attend_rows(
     query: Float[Array, "n rows b d"],
     key: Float[Array, "n k d"],
     value: Float[Array, "n k d"],
-    table_h: Float[Array, "rows a d"],
-    table_w: Float[Array, "b b d"],
+    table_h: Float[Array, "rows a d"] | None,
+    table_w: Float[Array, "b b d"] | None,
 ) -> Float[Array, "n rows b d"]:
     """Attend from some rows of each window to all of its `k = a * b` tokens, for one head.
 
@@ -59,10 +63,12 @@ def attend_rows(
     """
     n, rows, b, d = query.shape
     dtype = jnp.promote_types(query.dtype, jnp.float32)
-    by_row = jnp.einsum("nrwd,rkd->nrwk", query, table_h, preferred_element_type=dtype)
-    by_column = jnp.einsum("nrwd,wkd->nrwk", query, table_w, preferred_element_type=dtype)
     products = jnp.einsum("nrwd,nkd->nrwk", query, key, preferred_element_type=dtype).reshape(n, rows, b, -1, b)
-    logits = d**-0.5 * products + by_row[..., :, None] + by_column[..., None, :]
+    logits = d**-0.5 * products
+    if table_h is not None and table_w is not None:
+        by_row = jnp.einsum("nrwd,rkd->nrwk", query, table_h, preferred_element_type=dtype)
+        by_column = jnp.einsum("nrwd,wkd->nrwk", query, table_w, preferred_element_type=dtype)
+        logits += by_row[..., :, None] + by_column[..., None, :]
     # The largest logit cancels out of the result. Its gradient would look for the logit that equals it and be NaN where
     # the compiler forms the logits twice, and none does.
     largest = jax.lax.stop_gradient(logits.max((-2, -1), keepdims=True))
@@ -72,7 +78,9 @@ def attend_rows(
 
 
 def attend(
-    qkv: Float[Array, "heads 3 n a b d"], table_h: Float[Array, "a a d"], table_w: Float[Array, "b b d"]
+    qkv: Float[Array, "heads 3 n a b d"],
+    table_h: Float[Array, "a a d"] | None = None,
+    table_w: Float[Array, "b b d"] | None = None,
 ) -> Float[Array, "heads n a b d"]:
     """Attend within each window, for all heads.
 
@@ -81,8 +89,8 @@ def attend(
 
     Args:
       qkv: query, key and value of each token; `a b` are the window's rows and columns.
-      table_h: vectors of the pairs of rows.
-      table_w: vectors of the pairs of columns.
+      table_h: vectors of the pairs of rows; None without relative positions.
+      table_w: vectors of the pairs of columns; likewise.
     """
     _, _, n, a, b, d = qkv.shape
     rows = max(r for r in range(1, a + 1) if a % r == 0 and (r == 1 or n * r * b * a * b <= CHUNK_LOGITS))
@@ -90,7 +98,7 @@ def attend(
     def attend_head(qkv: Float[Array, "3 n a b d"]) -> Float[Array, "n a b d"]:
         key, value = qkv[1:].reshape(2, n, a * b, d)
         queries = jnp.moveaxis(qkv[0].reshape(n, a // rows, rows, b, d), 1, 0)
-        tables = table_h.reshape(a // rows, rows, a, d)
+        tables = None if table_h is None else table_h.reshape(a // rows, rows, a, d)
         attend_chunk = jax.checkpoint(lambda chunk: attend_rows(chunk[0], key, value, chunk[1], table_w))
         return jnp.moveaxis(jax.lax.map(attend_chunk, (queries, tables)), 0, 1).reshape(n, a, b, d)
 
@@ -130,24 +138,27 @@ class WindowAttention(nn.Module):
       heads: attention heads; each has a contiguous slice of the channels.
       window: height and width of the windows; the whole map for global attention.
       dtype: compute dtype; the softmax is float32 at least.
+      relative: whether there are relative positions.
     """
 
     heads: int
     window: tuple[int, int]
     dtype: jnp.dtype
+    relative: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         """Return what each token gathers from its window."""
         (h, w, c), (a, b) = x.shape, self.window
         d = c // self.heads
-        zeros = nn.initializers.zeros
-        table_h = relative_table(
-            self.param("relative_height", zeros, (2 * a - 1, d), jnp.float32).astype(self.dtype), a
-        )
-        table_w = relative_table(self.param("relative_width", zeros, (2 * b - 1, d), jnp.float32).astype(self.dtype), b)
+
+        def table(name: str, size: int) -> Array:
+            relative = self.param(name, nn.initializers.zeros, (2 * size - 1, d), jnp.float32)
+            return relative_table(relative.astype(self.dtype), size)
+
+        tables = (table("relative_height", a), table("relative_width", b)) if self.relative else ()
         qkv = WindowDense(3 * c, self.window, self.dtype, name="qkv")(x).reshape(-1, a, b, 3, self.heads, d)
-        out = attend(qkv.transpose(4, 3, 0, 1, 2, 5), table_h, table_w)
+        out = attend(qkv.transpose(4, 3, 0, 1, 2, 5), *tables)
         out = merge_windows(jnp.moveaxis(out, 0, 3).reshape(-1, a, b, c), (h, w))
         return nn.Dense(c, dtype=self.dtype, name="out")(out)
 
@@ -185,7 +196,8 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         """Return the tokens after the block."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        attention = WindowAttention(config.heads, self.window, dtype, name="attention")
+        relative = config.position_side == 0
+        attention = WindowAttention(config.heads, self.window, dtype, relative, name="attention")
         mlp = GeluMlp(config.mlp_width, dtype, name="mlp")
         # Without barriers, XLA sums up the gradients of all later residuals once more in each block's backward pass.
         x = jax.lax.optimization_barrier(x) + attention(layer_norm(BLOCK_NORM_EPS, dtype, name="norm_1")(x))
@@ -224,10 +236,10 @@ class ImageEncoder(nn.Module):
     def setup(self) -> None:
         """Make the parts."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        zeros = nn.initializers.zeros
         self.patch_embedding = PatchConv(config.width, config.patch_size, dtype)
+        places = (1 + config.position_side**2,) if config.position_side else config.grid_size
         self.position_embedding = self.param(
-            "position_embedding", zeros, (*config.grid_size, config.width), jnp.float32
+            "position_embedding", nn.initializers.zeros, (*places, config.width), jnp.float32
         )
         self.block = [Block(config, config.window(i)) for i in range(config.depth)]
         self.neck = Neck(config.out_width, dtype)
@@ -250,7 +262,7 @@ class ImageEncoder(nn.Module):
         """Return the image embedding, and the output of the first global block, which SAM-HQ's decoder takes, too."""
         config = self.config
         check_frame(image, config.image_size)
-        x = self.patch_embedding(image) + self.position_embedding.astype(config.dtype)
+        x = self.patch_embedding(image) + self.positions().astype(config.dtype)
         early = x
         if config.remat and not self.is_initializing():
             x, early = scan_blocks(config, self.variables["params"], x)
@@ -259,6 +271,13 @@ class ImageEncoder(nn.Module):
                 x = block(x)
                 early = x if i == config.global_blocks[0] else early
         return self.neck(x), early
+
+    def positions(self) -> Float[Array, "h w c"]:
+        """Return what is added to the patches: the positions, resized where they are those of another grid."""
+        side = self.config.position_side
+        if not side:
+            return self.position_embedding
+        return resize_bicubic(self.position_embedding[1:].reshape(side, side, -1), self.config.grid_size)
 
 
 def scan_blocks(

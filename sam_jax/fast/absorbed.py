@@ -26,7 +26,6 @@ from sam_jax.decoder.model import MaskPrediction, Sam
 from sam_jax.fast.image_form import (
     HeadMaps,
     Params,
-    centred_kernel,
     channels_first,
     decode_form,
     grid_positions,
@@ -76,10 +75,9 @@ class WrittenForm:
         return in_turn(lambda *one: self.written(updated(params, self.epsilon, *one)), image, key, value, token_mask)
 
     def convolution(
-        self, image: Written, params: Params
+        self, image: Written, kernel: Float[Array, "o c"], bias: Float[Array, " o"]
     ) -> tuple[Callable[..., Float[Array, "o hw"]], tuple[Float[Array, "p c hw"]]]:
         """Return the convolution, and the image tokens; see `ImageForm`."""
-        kernel, bias = centred_kernel(params)
         return lambda tokens: product("oc,cx->ox", kernel, tokens) + bias[:, None], (image.tokens,)
 
     def written(self, tokens: Float[Array, "*p c hw"]) -> Written:

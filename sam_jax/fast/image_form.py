@@ -20,9 +20,10 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from sam_jax.config import SamConfig
 from sam_jax.decoder.features import Features, maps_of
 from sam_jax.decoder.layers import CONV_NORM_EPS, gelu, layer_norm
-from sam_jax.decoder.mask_decoder import DecoderOutput
+from sam_jax.decoder.mask_decoder import GROUP_NORM_EPS, DecoderOutput
 from sam_jax.decoder.model import MaskPrediction, Sam, prediction_of
 from sam_jax.decoder.prompt_encoder import PromptEncoder
 from sam_jax.decoder.two_way import TwoWayBlock
@@ -54,8 +55,10 @@ class ImageForm(Protocol):
         """Return the image tokens after a block's image-to-token attention, its keys scaled, and the norm after it."""
         ...
 
-    def convolution(self, image: Any, params: Params) -> tuple[Callable[..., Float[Array, "o hw"]], tuple[Any, ...]]:
-        """Return the first transposed convolution, with `centred_kernel`, of one prompt set, and what it takes.
+    def convolution(
+        self, image: Any, kernel: Float[Array, "o c"], bias: Float[Array, " o"]
+    ) -> tuple[Callable[..., Float[Array, "o hw"]], tuple[Any, ...]]:
+        """Return the first transposed convolution of one prompt set, as `first_convolution` has it, and what it takes.
 
         Returns:
           a function of the arrays of one prompt set, and these arrays for all, with [prompt set] as the first axis.
@@ -208,10 +211,10 @@ def decode_form(
 
     tokens, image = two_way(model, params["two_way"], form, tokens, image, token_mask, len(outputs))
     heads = jax.vmap(decoder.heads)(tokens)
-    convolve, parts = form.convolution(image, params["upscaling"]["conv_0"])
+    convolve, parts = form.convolution(image, *first_convolution(model.config, params["upscaling"]["conv_0"]))
 
     def logits_of(parts: tuple[Array, ...], weights: Array, hq_weights: Array | None) -> tuple[Array, Array | None]:
-        upscaled = upscale(params["upscaling"], convolve(*parts), head)
+        upscaled = upscale(params["upscaling"], convolve(*parts), head, whole_map=model.config.efficient_sam)
         logits = in_order(product("kmd,kdx->kmx", jnp.broadcast_to(weights, (16, *weights.shape)), upscaled), grid_size)
         if hq_weights is None:
             return logits, None
@@ -245,12 +248,7 @@ def two_way(
     for i in range(config.depth):
         weights = params[f"block_{i}"]
         block = TwoWayBlock(config, first=i == 0).bind({"params": weights})
-        self_attention = jax.vmap(block.self_attention)
-        if block.first:
-            tokens = self_attention(tokens, tokens, tokens, token_mask)
-        else:
-            tokens = tokens + self_attention(tokens + position, tokens + position, tokens, token_mask)
-        tokens = block.norm_self_attention(tokens)
+        tokens = jax.vmap(block.among_tokens)(tokens, position, token_mask)
         tokens = block.norm_token_to_image(tokens + gather(i, weights["token_to_image"], tokens + position))
         tokens = block.norm_mlp(tokens + block.mlp(tokens))
 
@@ -264,7 +262,9 @@ def two_way(
     return norm(tokens), image
 
 
-def upscale(params: Params, convolved: Float[Array, "o hw"], head: HeadMaps) -> Float[Array, "16 d hw"]:
+def upscale(
+    params: Params, convolved: Float[Array, "o hw"], head: HeadMaps, whole_map: bool = False
+) -> Float[Array, "16 d hw"]:
     """Return the upscaled image tokens of one prompt set, by sub-pixel (`Upscaling`).
 
     A transposed convolution with kernel 2 and stride 2 is a matrix product with one row per sub-pixel and channel.
@@ -275,10 +275,15 @@ def upscale(params: Params, convolved: Float[Array, "o hw"], head: HeadMaps) -> 
       convolved: the first transposed convolution, centred: the norm after it has no mean to subtract, only a variance
         to divide by.
       head: what the image adds.
+      whole_map: whether the norm is over the whole map, as EfficientSAM's. Then it does subtract the mean.
     """
     norm, second = params["norm"], params["conv_1"]
     x = unfused(convolved if head.stride_8 is None else convolved + head.stride_8).reshape(4, len(norm["scale"]), -1)
-    x = x * unfused(lax.rsqrt(jnp.square(x).mean(1, keepdims=True) + CONV_NORM_EPS))
+    if whole_map:
+        x = x - x.mean()
+        x = x * lax.rsqrt(jnp.square(x).mean() + GROUP_NORM_EPS)
+    else:
+        x = x * unfused(lax.rsqrt(jnp.square(x).mean(1, keepdims=True) + CONV_NORM_EPS))
     x = gelu(x * norm["scale"][None, :, None] + norm["bias"][None, :, None]).astype(second["kernel"].dtype)
     rows = second["kernel"].reshape(-1, x.shape[1])
     # One product per sub-pixel: XLA would make sub-pixels and pixels one axis, and transpose operand and result for it.
@@ -327,6 +332,17 @@ def in_order(maps: Float[Array, "16 m hw"], grid_size: tuple[int, int]) -> Float
     number, (h, w) = maps.shape[1], grid_size
     maps = maps.reshape(2, 2, 2, 2, number, h, w).transpose(4, 5, 0, 2, 6, 1, 3)
     return maps.reshape(number, 4 * h, 4 * w)
+
+
+def first_convolution(config: SamConfig, params: Params) -> tuple[Float[Array, "o c"], Float[Array, " o"]]:
+    """Return the first transposed convolution's kernel and bias as the norm after it wants them.
+
+    Centred, but where the norm is over the whole map: its mean is not that of a pixel.
+    """
+    if not config.efficient_sam:
+        return centred_kernel(params)
+    kernel = params["kernel"]
+    return kernel.reshape(-1, kernel.shape[-1]), jnp.tile(params["bias"], 4)
 
 
 def centred_kernel(params: Params) -> tuple[Float[Array, "o c"], Float[Array, " o"]]:

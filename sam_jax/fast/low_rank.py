@@ -45,10 +45,10 @@ from sam_jax.decoder.model import MaskPrediction, Sam
 from sam_jax.fast.image_form import (
     HeadMaps,
     Params,
-    centred_kernel,
     channels_first,
     decode_form,
     decoder_params,
+    first_convolution,
     forgetful,
     grid_positions,
     head_maps,
@@ -146,7 +146,7 @@ class ImageState:
       head: what the image gives to the mask head.
       gathers: tables of the blocks' token-to-image attentions and of the final one.
       updates: tables of the blocks' image-to-token attentions and norms.
-      upscaled: tables of the first transposed convolution, centred; its channels are those of one head.
+      upscaled: tables of `first_convolution`; its channels are those of one head.
       epsilon: that of the blocks' norms.
     """
 
@@ -176,7 +176,7 @@ class ImageState:
         return forgetful(functools.partial(updated, self.epsilon))(self.updates[block], image, key, value, token_mask)
 
     def convolution(
-        self, image: LowRankTokens, params: Params
+        self, image: LowRankTokens, kernel: Float[Array, "o c"], bias: Float[Array, " o"]
     ) -> tuple[Callable[..., Float[Array, "o hw"]], tuple[Array, ...]]:
         """Return the convolution, and what it takes of all prompt sets; see `ImageForm`."""
         table, dtype = self.upscaled, image.factors.dtype
@@ -410,7 +410,7 @@ def prepare_image(model: Sam, variables: Any, features: Features) -> ImageState:
         outputs = [(kernel * norm["scale"][None], bias * norm["scale"]) for kernel, bias in outputs]
         last_bias = norm["bias"]
     gathers.append(gather_tables(params["two_way"]["final_token_to_image"]))
-    kernel, bias = centred_kernel(params["upscaling"]["conv_0"])
+    kernel, bias = first_convolution(config, params["upscaling"]["conv_0"])
     upscaled = linear_map({"kernel": kernel.T, "bias": bias}, placed=False, heads=1)
     head = head_maps(model, variables, features)
     return ImageState(embedding, head, tuple(gathers), tuple(updates), upscaled, config.block_norm_eps)

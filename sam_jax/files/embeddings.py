@@ -1,9 +1,10 @@
 """Image embeddings on disk, made once and read by as many processes as like to.
 
 A store is a folder, in Zarr's terms a group: its `zarr.json` says in `attributes` which encoder the embeddings are of.
-Each image is an array in it, `NAME/`, one chunk of [h, w, c], whose attributes are the sizes that masks and prompts
-need. An image appears whole or not at all, by a rename, so that a run may be interrupted at any time and any number of
-processes may write different images. Any reader of Zarr 3 reads a store.
+Each image is in it as `NAME/`, whose attributes are the sizes that masks and prompts need: an array of one chunk
+[h, w, c], or where an image has several maps a group of such arrays, by the maps' names. An image appears whole or not
+at all, by a rename, so that a run may be interrupted at any time and any number of processes may write different
+images. Any reader of Zarr 3 reads a store.
 """
 
 import dataclasses
@@ -14,19 +15,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import ml_dtypes  # noqa: F401 - makes numpy know bfloat16 by name
+import jax.numpy as jnp
 import numpy as np
 import tensorstore
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from sam_jax.atomic import remove_leftovers, written_whole
-from sam_jax.batch.decode import embeddings_of
+from sam_jax.batch.decode import image_maps
+from sam_jax.decoder.features import Features, features_of, maps_of
 from sam_jax.errors import describe, in_words
 from sam_jax.files.manifest import Provenance
 from sam_jax.images.pixels import EncodedImage
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 
 StoredDType = Literal["bfloat16", "float32"]
+Shape = tuple[int, int, int]
 NAME = "zarr.json"
 _FORMAT = "sam-jax embeddings"
 
@@ -35,12 +38,12 @@ class EmbeddingBatch(NamedTuple):
     """Embeddings of several images, in the order that was asked for.
 
     Attributes:
-      embeddings: as they are stored, channels last.
+      embeddings: as they are stored, channels last; with the axis of images, `n`.
       input_sizes: height and width of each resized image in the input frame, before padding.
       original_sizes: height and width of each image.
     """
 
-    embeddings: Float[np.ndarray, "n h w c"]
+    embeddings: Features
     input_sizes: Int[np.ndarray, "n 2"]
     original_sizes: Int[np.ndarray, "n 2"]
 
@@ -51,14 +54,14 @@ class EmbeddingStore:
 
     Attributes:
       path: the folder.
-      shape: height, width and channels `h w c` of every embedding.
+      shapes: height, width and channels of each map of an image, by name; of most families there is `embedding` alone.
       image_size: height and width of the padded input frame.
       dtype: what the embeddings are stored as.
       provenance: where the encoder's weights come from.
     """
 
     path: Path
-    shape: tuple[int, int, int]
+    shapes: dict[str, Shape]
     image_size: Size
     dtype: StoredDType
     provenance: Provenance
@@ -67,7 +70,7 @@ class EmbeddingStore:
     def create(
         cls,
         path: str | os.PathLike[str],
-        shape: tuple[int, int, int],
+        shapes: dict[str, Shape],
         image_size: Size,
         dtype: StoredDType,
         provenance: Provenance,
@@ -76,7 +79,7 @@ class EmbeddingStore:
 
         Args:
           path: the folder.
-          shape: height, width and channels of the embeddings.
+          shapes: height, width and channels of each map of an image, by name.
           image_size: height and width of the padded input frame.
           dtype: what to store them as; bfloat16 takes half the room.
           provenance: where the encoder's weights come from.
@@ -87,7 +90,7 @@ class EmbeddingStore:
         """
         if dtype not in get_args(StoredDType):
             raise ValueError(f"dtype must be one of {', '.join(get_args(StoredDType))}, got {describe(dtype)}.")
-        store = cls(Path(path).expanduser(), shape, image_size, dtype, provenance)
+        store = cls(Path(path).expanduser(), shapes, image_size, dtype, provenance)
         if (store.path / NAME).is_file():
             store._check_same(cls.open(path))
             return store
@@ -95,7 +98,7 @@ class EmbeddingStore:
             raise FileExistsError(f"{store.path} is something else than a store of embeddings and is left alone.")
         store.path.mkdir(parents=True, exist_ok=True)
         with written_whole(store.path / NAME, overwrite=True) as file:
-            file.write_text(json.dumps(store._description(), indent=2) + "\n", "utf-8")
+            file.write_text(_group(store._description()), "utf-8")
         return store
 
     @classmethod
@@ -110,7 +113,9 @@ class EmbeddingStore:
             values = json.loads((path / NAME).read_bytes())["attributes"]
             if values.pop("format") != _FORMAT:
                 raise ValueError("its format is another")
-            values |= {"shape": tuple(values["shape"]), "image_size": tuple(values["image_size"])}
+            shapes = values.pop("shapes", None) or {"embedding": values.pop("shape")}  # which older stores have
+            values["shapes"] = {name: tuple(shape) for name, shape in shapes.items()}
+            values["image_size"] = tuple(values["image_size"])
             return cls(path, **values | {"provenance": Provenance(**values["provenance"])})
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is no store of embeddings, as sam-jax embed makes it: {error!r}.") from error
@@ -143,15 +148,17 @@ class EmbeddingStore:
           digest: of the pixels that it was made of (`digest_of`), by which a reader tells an image that was edited.
 
         Raises:
-          ValueError: for an embedding of another shape than the store's, or a name that is none.
+          ValueError: for maps of other names or shapes than the store's or that are no floats, or a name that is none.
         """
-        embedding = np.asarray(embeddings_of(image.embedding))
-        if embedding.shape != self.shape:
-            got = describe(embedding)
-            raise ValueError(f"The store {self.path} has embeddings {list(self.shape)}, got {got} for {name}.")
+        maps = {what: np.asarray(value) for what, value in image_maps(image.embedding).items()}
+        self._check_maps(name, maps)
+        attributes = {"input_size": list(image.input_size), "original_size": list(image.original_size)}
+        attributes |= {} if digest is None else {"pixels": digest}
         with written_whole(self.path / _checked(name), overwrite=True) as folder:
-            array = tensorstore.open(self._array(folder, image, digest), create=True).result()
-            array.write(embedding.astype(self.dtype)).result()
+            for what, place in self._places(folder).items():
+                self._write_array(place, maps[what], attributes if place == folder else {})
+            if len(maps) > 1:
+                (folder / NAME).write_text(_group(attributes), "utf-8")
 
     def read(self, name: str, original_size: Size | None = None, digest: str | None = None) -> EncodedImage:
         """Return one image.
@@ -176,7 +183,8 @@ class EmbeddingStore:
             raise ValueError(
                 f"{name} has been changed since its embedding in {self.path} was made. sam-jax embed makes it anew."
             )
-        return EncodedImage(batch.embeddings[0], (int(height), int(width)), there)
+        features = features_of({what: value[0] for what, value in maps_of(batch.embeddings).items()})
+        return EncodedImage(features, (int(height), int(width)), there)
 
     def read_many(self, names: Sequence[str]) -> EmbeddingBatch:
         """Return several images, read side by side.
@@ -187,17 +195,19 @@ class EmbeddingStore:
         missing = [name for name in names if name not in self]
         if missing:
             raise ValueError(f"{self.path} has no embedding of {', '.join(missing)}.")
-        embeddings, sizes = np.empty((len(names), *self.shape), self.dtype), np.empty((2, len(names), 2), int)
-        opened = [tensorstore.open(_location(self.path / name), open=True, read=True) for name in names]
-        for i, (name, array) in enumerate(zip(names, opened, strict=True)):
+        maps = {what: np.empty((len(names), *shape), self.dtype) for what, shape in self.shapes.items()}
+        sizes = np.empty((2, len(names), 2), int)
+        opened = [self._opened(name) for name in names]
+        for i, (name, arrays) in enumerate(zip(names, opened, strict=True)):
             try:
-                pending = array.result().read()
-                attributes = array.result().spec().to_json()["metadata"]["attributes"]
+                pending = {what: array.result().read() for what, array in arrays.items()}
+                attributes = self._attributes(name)
                 sizes[:, i] = attributes["input_size"], attributes["original_size"]
-                embeddings[i] = pending.result()
+                for what, values in pending.items():
+                    maps[what][i] = values.result()
             except (KeyError, ValueError) as error:
                 raise ValueError(f"The embedding of {name} in {self.path} is damaged: {error}") from error
-        return EmbeddingBatch(embeddings, *sizes)
+        return EmbeddingBatch(features_of(maps), *sizes)
 
     def remove_leftovers(self, names: Sequence[str]) -> None:
         """Remove what a killed process was writing of the given images; no other process may be writing these."""
@@ -206,31 +216,50 @@ class EmbeddingStore:
     def _attributes(self, name: str) -> dict[str, Any]:
         return json.loads((self.path / name / NAME).read_bytes())["attributes"]
 
-    def _array(self, folder: Path, image: EncodedImage, digest: str | None) -> dict[str, Any]:
-        grid = {"name": "regular", "configuration": {"chunk_shape": self.shape}}
-        sizes = {"input_size": list(image.input_size), "original_size": list(image.original_size)}
-        pixels = {} if digest is None else {"pixels": digest}
-        checksum = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    def _places(self, folder: Path) -> dict[str, Path]:
+        """Where the maps of an image lie: one alone in the image's folder itself."""
+        return {what: folder / what for what in self.shapes} if len(self.shapes) > 1 else {"embedding": folder}
+
+    def _opened(self, name: str) -> dict[str, Any]:
+        """Futures of the arrays of an image, which must be of the store's dtype and shapes."""
+        return {
+            what: tensorstore.open(_location(place), open=True, read=True, dtype=self.dtype, shape=self.shapes[what])
+            for what, place in self._places(self.path / name).items()
+        }
+
+    def _check_maps(self, name: str, maps: dict[str, np.ndarray]) -> None:
+        got = {what: value.shape for what, value in maps.items()}
+        if got != self.shapes:
+            raise ValueError(
+                f"The store {self.path} has of each image {_in_list(self.shapes)}, got {_in_list(got)} for {name}."
+            )
+        for what, value in maps.items():
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                raise ValueError(f"{what} must be floats, got {describe(value)} for {name}.")
+
+    def _write_array(self, folder: Path, values: np.ndarray, attributes: dict[str, Any]) -> None:
         metadata = {
-            "shape": self.shape,
+            "shape": values.shape,
             "data_type": self.dtype,
-            "chunk_grid": grid,
-            "codecs": checksum,
-            "attributes": sizes | pixels,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": values.shape}},
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+            "attributes": attributes,
             "dimension_names": ["h", "w", "c"],
         }
-        return _location(folder) | {"metadata": metadata}
+        array = tensorstore.open(_location(folder) | {"metadata": metadata}, create=True).result()
+        array.write(values.astype(self.dtype)).result()
 
     def _description(self) -> dict[str, Any]:
         attributes = dataclasses.asdict(self) | {"format": _FORMAT}
         del attributes["path"]
-        return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        return attributes
 
     def _check_same(self, other: "EmbeddingStore") -> None:
-        for field in ("provenance", "dtype", "shape", "image_size"):
+        for field in ("provenance", "dtype", "shapes", "image_size"):
             there, asked = getattr(other, field), getattr(self, field)
             if there != asked:
-                raise ValueError(f"{self.path} has embeddings of another {field}: {there}, and {asked} is asked for.")
+                what = field.removesuffix("s")
+                raise ValueError(f"{self.path} has embeddings of another {what}: {there}, and {asked} is asked for.")
 
 
 def digest_of(pixels: UInt8[np.ndarray, "height width 3"]) -> str:
@@ -238,6 +267,15 @@ def digest_of(pixels: UInt8[np.ndarray, "height width 3"]) -> str:
     digest = hashlib.sha256(str(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).tobytes())
     return digest.hexdigest()
+
+
+def _group(attributes: dict[str, Any]) -> str:
+    """The `zarr.json` of a group."""
+    return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=2) + "\n"
+
+
+def _in_list(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{what} {list(shape)}" for what, shape in shapes.items())
 
 
 def _location(folder: Path) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import export
 from jax.core import ShapedArray
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from sam_jax.atomic import written_whole
-from sam_jax.decoder.model import Sam, Variables
+from sam_jax.decoder.features import features_of, map_shapes
+from sam_jax.decoder.model import Sam, Variables, outputs_of
 from sam_jax.prompts import Prompts
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -38,6 +39,9 @@ def export_decoder(
     low-res logits [image, prompt set, mask, 4h, 4w] and scores [image, prompt set, mask] in a process that has jax
     alone. Numbers of images, prompt sets and tokens are free. All prompt sets of a call are decoded at once.
 
+    Where the decoder takes more maps of an image, they are arguments behind `embeddings`; what else it returns, such as
+    an object score, comes behind the scores. The manifest has the names, in this order.
+
     Args:
       path: the folder to make.
       model: the decoder.
@@ -55,10 +59,12 @@ def export_decoder(
         raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}, got {', '.join(unknown) or 'none'}.")
     exported = trace(model, variables, platforms, masks)
     program = bytes(exported.serialize())
-    arguments = ["embeddings", "coordinates", "labels", *(["masks", "has_mask"] if masks else [])]
+    maps = ["embeddings" if name == "embedding" else name for name in map_shapes(model.config)]
+    arguments = [*maps, "coordinates", "labels", *(["masks", "has_mask"] if masks else [])]
+    results = outputs_of(jax.eval_shape(model.apply, variables, *model.example_inputs()))
     manifest = {
         "arguments": dict(zip(arguments, map(_spec, exported.in_avals), strict=True)),
-        "results": dict(zip(["logits", "iou"], map(_spec, exported.out_avals), strict=True)),
+        "results": dict(zip(results, map(_spec, exported.out_avals), strict=True)),
         "labels": {"empty slot": -2, "not a point": -1, "background": 0, "foreground": 1, "box corners": [2, 3]},
         "platforms": list(platforms),
         "config": dataclasses.asdict(model.config),
@@ -76,22 +82,19 @@ def trace(model: Sam, variables: Variables, platforms: Sequence[str], masks: boo
     """Return the decoder lowered for `platforms` with symbolic numbers of images, prompt sets and tokens."""
     config = model.config
 
-    def decode(
-        embeddings: Float[Array, "image h w c"],
-        coordinates: Float[Array, "image p n 2"],
-        labels: Int[Array, "image p n"],
-        mask_prompts: Float[Array, "image p my mx"] | None = None,
-        has_mask: Array | None = None,
-    ) -> tuple[Float[Array, "image p m my mx"], Float[Array, "image p m"]]:
-        valid = jnp.ones(labels.shape[:2], bool)
-        prompts = Prompts(coordinates, labels, mask_prompts, has_mask, valid)
+    maps = map_shapes(config)
+
+    def decode(*arrays: Array) -> tuple[Array, ...]:
+        features = features_of(dict(zip(maps, arrays, strict=False)))
+        coordinates, labels, *of_masks = arrays[len(maps) :]
+        mask_prompts, has_mask = of_masks or (None, None)
+        prompts = Prompts(coordinates, labels, mask_prompts, has_mask, jnp.ones(labels.shape[:2], bool))
         per_set: Any = jax.vmap(functools.partial(model.apply, variables), (None, 0))
-        out = jax.vmap(per_set)(embeddings, prompts)
-        return out.logits, out.iou
+        return tuple(outputs_of(jax.vmap(per_set)(features, prompts)).values())
 
     images, sets, tokens = export.symbolic_shape("images, prompt_sets, tokens")
-    shapes = [((images, *config.grid_size, config.width), "float32"), ((images, sets, tokens, 2), "float32")]
-    shapes.append(((images, sets, tokens), "int32"))
+    shapes: list[Any] = [((images, *shape), "float32") for shape in maps.values()]
+    shapes += [((images, sets, tokens, 2), "float32"), ((images, sets, tokens), "int32")]
     if masks:
         shapes += [((images, sets, *config.mask_size), "float32"), ((images, sets), "bool")]
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]

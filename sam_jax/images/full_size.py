@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from sam_jax.batch.decode import is_readable
 from sam_jax.errors import describe
-from sam_jax.images.resize import Size, TracedSize, resize_on_device
+from sam_jax.images.resize import TracedSize, resize_on_device
 from sam_jax.images.run_lengths import coco_run_lengths
+from sam_jax.images.size import Size
 from sam_jax.images.tiles import pays, resize_by_tiles
 from sam_jax.prompts import AnyArray
 

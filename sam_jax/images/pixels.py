@@ -13,21 +13,21 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from sam_jax.batch.decode import Images
+from sam_jax.batch.interactive import handed_back
 from sam_jax.batch.predict import predict_masks
 from sam_jax.batch.select import select_masks
 from sam_jax.config import SamConfig
-from sam_jax.decoder.features import Features, map_shapes
+from sam_jax.decoder.features import Features, map_shapes, maps_of
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.errors import describe
+from sam_jax.images.bicubic import bicubic_masks
 from sam_jax.images.full_size import binary_masks
 from sam_jax.images.preprocess import prepare, size_in_frame
 from sam_jax.images.read import rgb_pixels
-from sam_jax.images.resize import Size, mask_sizes, mask_to_prompt, to_input_frame, to_original_image
+from sam_jax.images.resize import mask_sizes, mask_to_prompt, to_input_frame, to_original_image
+from sam_jax.images.size import Size
 from sam_jax.prompts import NOT_A_POINT, AnyArray, Prompts, Ragged, depth_of
-
-LARGEST_LOGIT = 32
-"""What SAM 2 clamps the logits to that it hands back (`sam2/sam2_image_predictor.py`)."""
 
 
 class EncodedImage(NamedTuple):
@@ -85,6 +85,13 @@ def encode_image(
 def _encode(encoder: Encoder, variables: Variables, frame: Float[AnyArray, "fh fw 3"]) -> Features:
     features: Any = encoder.apply(variables, frame)
     return features
+
+
+def encoded_shapes(encoder: Encoder, variables: Variables) -> dict[str, tuple[int, int, int]]:
+    """Return the shapes of the maps that `encode_image` makes of an image, by name."""
+    frame = jax.ShapeDtypeStruct((*encoder.config.image_size, 3), jnp.float32)
+    made = jax.eval_shape(functools.partial(_encode, encoder), variables, frame)
+    return {name: value.shape for name, value in maps_of(made).items()}
 
 
 def predict_image(
@@ -166,10 +173,11 @@ def predict_batch(
 
 def _full_size(config: SamConfig, image: EncodedImage, out: MaskPrediction, multimask: bool) -> Prediction:
     logits, scores = select_masks(out, multimask)
-    masks = binary_masks(logits, original_size=image.original_size, **mask_sizes(config, image.input_size))
-    logits = np.asarray(logits, np.float32)
-    if config.postprocessing == "sam2":
-        logits = logits.clip(-LARGEST_LOGIT, LARGEST_LOGIT)
+    if config.postprocessing == "efficient_sam":
+        masks: Any = bicubic_masks(np.asarray(logits, np.float32), image.original_size)
+    else:
+        masks = binary_masks(logits, original_size=image.original_size, **mask_sizes(config, image.input_size))
+    logits = np.asarray(handed_back(config, logits), np.float32)
     return Prediction(np.asarray(masks), np.asarray(scores, np.float32), logits)
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from sam_jax.encoders.config import Preprocessing
 from sam_jax.errors import describe
-from sam_jax.images.resize import Size, coverage, input_size_for
+from sam_jax.images.resize import coverage, input_size_for
+from sam_jax.images.size import Size
 
 _MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 """What SAM subtracts from a pixel's red, green and blue."""
@@ -22,7 +23,7 @@ _MEAN_OF_1 = np.array([0.485, 0.456, 0.406], np.float32)
 _STD_OF_1 = np.array([0.229, 0.224, 0.225], np.float32)
 """The same for pixels from 0 to 1, as SAM 2 has it."""
 
-_STRETCHED = ("medsam", "sam2", "medsam2")
+_STRETCHED = ("medsam", "sam2", "medsam2", "efficient_sam")
 """Where the whole frame is filled, whatever the image's proportions."""
 
 
@@ -44,6 +45,8 @@ def prepare(
       apart.
     - `medsam2`: stretched to the whole frame by PIL's bicubic resize of 8-bit pixels, then normalised as for `sam2`
       (`medsam2_infer_CT_lesion_npz_recist.py` in `bowang-lab/MedSAM2`).
+    - `efficient_sam`: stretched to the whole frame in floats, bilinear without antialias, then normalised as SAM does
+      (`EfficientSam.preprocess` in `efficient_sam/efficient_sam.py`, whose mean and deviation are of pixels up to 1).
     - `micro_sam`: each channel's smallest value becomes 0 and its largest 255, then as `sam` (`_to_image` in
       `micro_sam/util.py`).
 
@@ -56,6 +59,8 @@ def prepare(
       ValueError: if the image is not uint8 [height, width, 3].
     """
     check_pixels(image, np.uint8)
+    if preprocessing == "efficient_sam":
+        return (_bilinear(image, image_size) - _MEAN) / _STD, image_size
     original_size = image.shape[0], image.shape[1]
     height, width = size_in_frame(original_size, image_size, preprocessing)
     frame = np.zeros((*image_size, 3), np.float32)
@@ -99,6 +104,19 @@ def _mean_of_area(image: UInt8[np.ndarray, "height width 3"], size: Size) -> Flo
     """The mean over the area that each pixel of the new size covers, as a whole number."""
     rows, columns = (coverage(new, new, new, original) for new, original in zip(size, image.shape[:2], strict=True))
     return np.floor(np.einsum("ah,hwc,bw->abc", rows, image.astype(np.float32), columns, optimize=True) + 0.5)
+
+
+def _bilinear(image: UInt8[np.ndarray, "height width 3"], size: Size) -> Float[np.ndarray, "{size[0]} {size[1]} 3"]:
+    """The mean of the two nearest rows and columns, by distance from half-pixel centres, clamped at the edges."""
+    pixels = image.astype(np.float32)
+    for axis, new in enumerate(size):
+        old = pixels.shape[axis]
+        place = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0)
+        near = place.astype(int)
+        share = np.expand_dims((place - near).astype(np.float32), tuple({0, 1, 2} - {axis}))
+        far = np.minimum(near + 1, old - 1)
+        pixels = pixels.take(near, axis) * (1 - share) + pixels.take(far, axis) * share
+    return pixels
 
 
 def _each_from_0_to_255(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,11 +1,12 @@
 """From a file, or what another library holds, to RGB pixels from 0 to 255."""
 
 import contextlib
+import dataclasses
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tifffile
@@ -13,39 +14,76 @@ from jaxtyping import Num, Shaped, UInt8
 from PIL import Image, ImageOps
 
 from sam_jax.errors import describe
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 
 TIFF = (".tif", ".tiff")
 ORIENTATION = 0x0112
 """EXIF tag. From 5 on, height and width change places."""
 
 
-def read_image(path: str | Path, *, turned: bool = True) -> UInt8[np.ndarray, "height width 3"]:
+Range = Literal["auto", "file", "image", "channel"]
+"""Which values become 0 and 255: see `Reading.range`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How image files become RGB from 0 to 255.
+
+    Attributes:
+      range: which values become 0 and 255. file: the smallest and the largest that the file's type can hold; of floats
+        0 and 1. image: the smallest and the largest of the image. channel: those of each channel. auto: file for
+        images of 8 bits, image for all others.
+      channels: the one channel, shown as grey, or the three that become red, green and blue, counted from 1. By default
+        the only one, or the first three of three or four. Of a TIFF file of several pages, these are pages.
+      page: the page to take of a TIFF file of several pages, counted from 1.
+    """
+
+    range: Range = "auto"
+    channels: tuple[int, ...] = ()
+    page: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.range not in ("auto", "file", "image", "channel"):
+            raise ValueError(f"range must be auto, file, image or channel, got {self.range}.")
+        if len(self.channels) not in (0, 1, 3) or any(channel < 1 for channel in self.channels):
+            raise ValueError(f"channels must be one or three numbers from 1 on, got {list(self.channels)}.")
+        if self.page is not None and self.page < 1:
+            raise ValueError(f"page must be 1 or more, got {self.page}.")
+
+
+def read_image(
+    path: str | Path,
+    reading: Reading = Reading(),
+    *,
+    turned: bool = True,
+) -> UInt8[np.ndarray, "height width 3"]:
     """Read an image file as RGB.
 
     Grey and palettes become RGB. Alpha is dropped, as OpenCV and PIL's `convert("RGB")` do: a transparent pixel keeps
-    the colour that is stored. Pixels of more than 8 bits are stretched: the image's smallest value becomes 0, its
-    largest 255. A TIFF file may have its channels first. Of an animation it is the first frame.
+    the colour that is stored. A TIFF file may have its channels first. Of an animation it is the first frame.
 
     Args:
       path: the file.
+      reading: which values become 0 and 255, and which channels and page are taken. By default the smallest value of
+        more than 8 bits becomes 0, the largest 255.
       turned: turn the image as its EXIF orientation says.
 
     Raises:
-      ValueError: naming the file, if it is missing, damaged, too large for PIL, or a TIFF file of several pages.
+      ValueError: naming the file, if it is missing, damaged, too large for PIL, a TIFF file of several pages of which
+        none is chosen, or has not the channels or the page that are asked for.
     """
     with _named(path):
-        return to_8_bits(_read(path, turned))
+        return to_8_bits(_read(path, reading, turned), reading.range)
 
 
-def read_values(path: str | Path) -> Shaped[np.ndarray, "height width 3"]:
+def read_values(path: str | Path, reading: Reading = Reading()) -> Shaped[np.ndarray, "height width 3"]:
     """Read an image file as `read_image` does, without stretching it.
 
     Raises:
       ValueError: as `read_image`.
     """
     with _named(path):
-        return _read(path, turned=True)
+        return _read(path, reading, turned=True)
 
 
 def rgb_pixels(image: Any) -> np.ndarray:
@@ -97,30 +135,47 @@ def read_header(path: Path) -> Header:
     with _named(path):
         if path.suffix.lower() in TIFF:
             with tifffile.TiffFile(path) as file:
-                page = file.pages.first
-                if page.dtype not in (np.uint8, np.bool_):
-                    return Header((page.imagelength, page.imagewidth), swaps=False, wide=True)
+                if not _is_plain(file):
+                    page = file.pages.first
+                    wide = page.dtype not in (np.uint8, np.bool_)
+                    return Header((page.imagelength, page.imagewidth), swaps=False, wide=wide)
         with Image.open(path) as image:
             swaps = image.getexif().get(ORIENTATION, 1) >= 5
             return Header((image.height, image.width), swaps, _is_wide(image))
 
 
-def to_8_bits(values: Num[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Return numbers of any range from 0 (the smallest) to 255 (the largest), zeros where all are the same.
+def to_8_bits(values: Num[np.ndarray, "*shape"], range: Range = "auto") -> UInt8[np.ndarray, "*shape"]:
+    """Return numbers of any range from 0 to 255; zeros where all are the same.
 
-    8-bit numbers stay as they are.
+    Args:
+      values: an image; channels are last.
+      range: which values become 0 and 255, as in `Reading`.
 
     Raises:
-      ValueError: for NaN or infinity.
+      ValueError: for NaN or infinity, or floats that are not from 0 to 1 where the range is the file's.
     """
-    if values.dtype == np.uint8:
+    if range in ("auto", "file") and values.dtype == np.uint8:
         return values
-    low, high = values.min(), values.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
+    low, high = _ends(values, range)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError("some of its pixels are NaN or infinite.")
-    scale = 255 / (float(high) - float(low)) if high > low else 0.0
-    values = values.astype(np.float32 if values.dtype == np.uint16 else np.float64)
-    return ((values - low) * scale + 0.5).astype(np.uint8)
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    scale = np.divide(255.0, high - low, out=np.zeros_like(low), where=high > low)
+    exact = np.float32 if values.dtype.itemsize <= 2 else np.float64
+    return ((values.astype(exact) - low.astype(exact)) * scale.astype(exact) + exact(0.5)).astype(np.uint8)
+
+
+def _ends(values: np.ndarray, range: Range) -> tuple[np.ndarray, np.ndarray]:
+    """What becomes 0 and 255."""
+    if range == "file":
+        if values.dtype.kind != "f":
+            limits = np.iinfo(values.dtype)
+            return np.array(limits.min), np.array(limits.max)
+        if values.min() < 0 or values.max() > 1:
+            raise ValueError(f"its floats are from {values.min():.4g} to {values.max():.4g}, not from 0 to 1.")
+        return np.array(0.0), np.array(1.0)
+    axes = (0, 1) if range == "channel" else None
+    return np.asarray(values.min(axes)), np.asarray(values.max(axes))
 
 
 @contextlib.contextmanager
@@ -132,37 +187,63 @@ def _named(path: str | Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
-def _read(path: str | Path, turned: bool) -> Shaped[np.ndarray, "height width 3"]:
+def _read(path: str | Path, reading: Reading, turned: bool) -> Shaped[np.ndarray, "height width 3"]:
     if Path(path).suffix.lower() in TIFF:
         with tifffile.TiffFile(path) as file:
-            _check_pages(file)
-            if file.series[0].dtype not in (np.uint8, np.bool_):
-                return _of_tiff(file.asarray())
+            if not _is_plain(file):
+                return _three_of(_of_tiff(file, reading), reading)
     with Image.open(path) as image:
         wide = _is_wide(image)
-        return _rgb(ImageOps.exif_transpose(image) if turned else image, wide)
+        return _three_of(_rgb(ImageOps.exif_transpose(image) if turned else image, wide), reading)
 
 
-def _check_pages(file: tifffile.TiffFile) -> None:
-    """Refuse a stack. Channels are no pages, even where each is stored as one."""
+def _is_plain(file: tifffile.TiffFile) -> bool:
+    """Whether a TIFF file is for PIL, which knows palettes, more compressions, and EXIF: one page of 8 bits."""
     first = file.series[0]
-    of_stack = [n for axis, n in zip(first.axes, first.shape, strict=True) if axis not in "YXSC"]
-    pages = max(len(file.series), math.prod(of_stack))
-    if pages > 1:
-        raise ValueError(f"it has {pages} pages. Write each page to a file of its own.")
+    samples = dict(zip(first.axes, first.shape, strict=True))
+    only = len(file.pages) == 1 and samples.keys() <= set("YXS") and samples.get("S", 3) in (3, 4)
+    return only and first.dtype in (np.uint8, np.bool_)
 
 
-def _of_tiff(values: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "height width 3"]:
-    """Grey or colours, with the channels first or last."""
-    while values.ndim > 2 and 1 in (values.shape[0], values.shape[-1]):
-        values = values[0] if values.shape[0] == 1 else values[..., 0]
-    if values.ndim == 2:
-        return np.repeat(values[..., None], 3, -1)
-    if values.ndim == 3 and values.shape[0] in (3, 4) and values.shape[-1] not in (3, 4):
-        values = np.moveaxis(values, 0, -1)
-    if values.ndim != 3 or values.shape[-1] not in (3, 4):
-        raise ValueError(f"it must have 1, 3 or 4 channels, got {describe(values)}.")
-    return values[..., :3]
+def _of_tiff(file: tifffile.TiffFile, reading: Reading) -> Shaped[np.ndarray, "height width channel"]:
+    """The page that is asked for, or the only one. Channels are no pages, even where each is stored as one."""
+    where = "memmap" if len(file.pages) > 1 else None  # one page of a large stack is read alone
+    pages = [page for series in file.series for page in _channels_last(series.asarray(out=where), series.axes)]
+    if len(pages) > 1 and reading.channels and reading.page is None and len({page.shape for page in pages}) == 1:
+        return np.concatenate(pages, -1)
+    return _page(pages, reading)
+
+
+def _channels_last(values: np.ndarray, axes: str) -> Shaped[np.ndarray, "page height width channel"]:
+    order = [axes.index(axis) for axis in "YX"]
+    channels = [i for i, axis in enumerate(axes) if axis in "CS"]
+    pages = [i for i in range(len(axes)) if i not in order and i not in channels]
+    shape = math.prod(values.shape[i] for i in pages), *(values.shape[i] for i in order), -1
+    return values.transpose(*pages, *order, *channels).reshape(shape)
+
+
+def _page(pages: Sequence[np.ndarray], reading: Reading) -> np.ndarray:
+    """Of pages, the one that is asked for; the only one needs no asking."""
+    if len(pages) == 1:
+        return pages[0]
+    if reading.page is None:
+        raise ValueError(f"it has {len(pages)} pages. Choose one (page) or some as channels (channels).")
+    if reading.page > len(pages):
+        raise ValueError(f"it has {len(pages)} pages, and no page {reading.page}.")
+    return pages[reading.page - 1]
+
+
+def _three_of(
+    values: Shaped[np.ndarray, "height width channel"], reading: Reading
+) -> Shaped[np.ndarray, "height width 3"]:
+    """The channels that are asked for; by default grey or the first three of three or four."""
+    number = values.shape[-1]
+    if max(reading.channels, default=0) > number:
+        raise ValueError(f"it has {number} channels, and no channel {max(reading.channels)}.")
+    if not reading.channels and number not in (1, 3, 4):
+        raise ValueError(f"it has {number} channels. Choose one or three of them (channels).")
+    chosen = reading.channels or ((1,) if number == 1 else (1, 2, 3))
+    return values[..., [channel - 1 for channel in chosen * (3 // len(chosen))]]
 
 
 def _rgb(image: Image.Image, wide: bool) -> Shaped[np.ndarray, "height width 3"]:

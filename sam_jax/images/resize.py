@@ -15,13 +15,11 @@ from jaxtyping import Array, Float, Int
 
 from sam_jax.config import SamConfig
 from sam_jax.errors import describe
+from sam_jax.images.size import Size
 from sam_jax.prompts import AnyArray, Ragged
 
-Size = tuple[int, int]
-"""(height, width) in pixels."""
-
 TracedSize = tuple[int | Array, int | Array]
-"""The same; traced inside `jit`, so that a new size is no new program."""
+"""A `Size`; traced inside `jit`, so that a new size is no new program."""
 
 _PARTS = 8  # of the width, in which columns are resized; measured on two cores
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from sam_jax.images.resize import Size, Taps, axis_taps, tap_matrix
+from sam_jax.images.resize import Taps, axis_taps, tap_matrix
+from sam_jax.images.size import Size
 from sam_jax.prompts import AnyArray
 
 HEIGHT, WIDTH = 64, 128

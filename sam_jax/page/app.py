@@ -24,8 +24,8 @@ from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.batch.select import select_masks
 from sam_jax.decoder.model import MaskPrediction
 from sam_jax.images.pixels import EncodedImage, build_prompts
-from sam_jax.images.resize import Size
 from sam_jax.images.run_lengths import coco_run_lengths, from_text
+from sam_jax.images.size import Size
 from sam_jax.page import messages
 from sam_jax.page.engine import Engine, full_size
 from sam_jax.page.exports import COLOURS, Kind, colour_of, export

@@ -16,7 +16,7 @@ from numpy import ndarray
 from PIL import Image
 
 from sam_jax.images.read import read_header, read_image
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 
 MOST_BYTES = 64 << 20
 """Of an uploaded file."""

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from sam_jax.atomic import written_whole
-from sam_jax.images.resize import Size
 from sam_jax.images.run_lengths import from_text
+from sam_jax.images.size import Size
 from sam_jax.page.gallery import StoredImage
 from sam_jax.page.messages import SavedObject, SavedObjects
 

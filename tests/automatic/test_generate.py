@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from pycocotools import mask as coco
+from random_model import family_model, random_features, random_variables
 from scipy import ndimage
 from test_predictor import ENCODER, ENCODER_VARIABLES, MODEL, VARIABLES, picture
 
 import sam_jax
-from sam_jax import AutomaticConfig, Predictor, generate_masks, label_map
+from sam_jax import AutomaticConfig, Predictor, Prompts, generate_masks, label_map, predict_masks, select_masks
+from sam_jax.automatic.records import generate_records
 
 SIZE = (60, 100)
 GRID = {"points_per_side": 4, "points_per_batch": 10}
@@ -76,6 +78,51 @@ def test_the_function_and_the_records_agree(predictor: Predictor, image: sam_jax
     # Another size is the same program.
     run(VARIABLES, image.embedding, input_size=(128, 70), original_size=(300, 164))
     assert run._cache_size() == 2  # an embedding and a state
+
+
+POINTS = np.array([[20.0, 30], [90, 50]], np.float32)
+"""In the input frame."""
+
+
+def with_points(image: sam_jax.EncodedImage, **more: Any) -> AutomaticConfig:
+    grid = POINTS / np.array(image.input_size[::-1])
+    return AutomaticConfig(**ALL | {"points_per_side": None, "point_grids": [grid]} | more)
+
+
+def test_sam_hq_has_one_mask_of_a_point_to_which_its_own_is_added() -> None:
+    model = family_model("sam_hq")
+    variables, features = random_variables(model), random_features(model=model)
+    image = sam_jax.EncodedImage(features, (77, 128), SIZE)
+    records = generate_records(model, variables, SIZE, lambda _: image, with_points(image))
+    out = predict_masks(model, variables, features, Prompts.build(points=POINTS[:, None], labels=np.ones((2, 1))))
+    logits, iou = select_masks(out)
+    assert iou.shape == (2, 1)
+    masks = np.asarray(sam_jax.binary_masks(logits[:, 0], **sizes(image), image_size=(128, 128)))
+    order = np.argsort(-iou[:, 0])
+    for record, i in zip(records, order, strict=True):
+        assert record["predicted_iou"] == pytest.approx(float(iou[i, 0]), abs=1e-5)
+        assert record["point_coords"] == [pytest.approx((POINTS[i] * np.array([100 / 128, 60 / 77])).tolist())]
+        assert (record["segmentation"] != masks[i]).sum() <= 1
+
+
+def test_sam_2_may_ask_for_each_mask_again() -> None:
+    model = family_model("sam2")
+    variables, features = random_variables(model), random_features(model=model)
+    image = sam_jax.EncodedImage(features, (128, 128), SIZE)
+    settings = with_points(image, use_m2m=True, max_masks=6)
+    run = jax.jit(functools.partial(generate_masks, model, settings=settings))
+    found = run(variables, features, **sizes(image))
+    clicks = {"points": POINTS[:, None], "labels": np.ones((2, 1), int)}
+    first, _ = select_masks(predict_masks(model, variables, features, Prompts.build(**clicks)))
+    given = np.clip(first.reshape(6, 32, 32), -32, 32)
+    clicks = {name: np.repeat(value, 3, 0) for name, value in clicks.items()}
+    again = predict_masks(model, variables, features, Prompts.build(**clicks, masks=given))
+    logits, iou = select_masks(again, multimask=False)
+    order = np.argsort(-iou[:, 0], kind="stable")
+    assert found.count == 6
+    np.testing.assert_allclose(found.iou, iou[order, 0], atol=1e-5)
+    np.testing.assert_allclose(found.logits, logits[order, 0], atol=2e-5 * float(np.abs(logits).max()))
+    np.testing.assert_array_equal(found.points, np.repeat(POINTS, 3, 0)[order])
 
 
 def test_fewer_places_than_masks(image: sam_jax.EncodedImage) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sam_jax import AutomaticConfig
-from sam_jax.automatic.grid import check_region, in_region, make_crops, point_grids
+from sam_jax.automatic.grid import Crop, check_region, in_region, make_crops, point_grids
+from sam_jax.images.windows import windows_of
 
 
 def test_crops_are_the_official_ones() -> None:
@@ -70,6 +71,7 @@ def test_what_is_no_region(region: Any) -> None:
         ({"points_per_side": 4, "crop_n_layers": 2, "crop_n_points_downscale_factor": 4}, "leaves no point"),
         ({"output_mode": "png"}, "output_mode must be one of binary_mask, uncompressed_rle, coco_rle"),
         ({"max_masks": 0}, "max_masks"),
+        ({"use_m2m": 1}, "use_m2m must be true or false"),
         ({"min_mask_region_area": -1}, "min_mask_region_area"),
         ({"points_per_side": None, "point_grids": [[[0.5, 2.0]]]}, "point_grids must be arrays"),
         ({"points_per_side": None, "point_grids": [[[0.5, 0.5]]], "crop_n_layers": 1}, "a grid for the image and one"),
@@ -78,3 +80,16 @@ def test_what_is_no_region(region: Any) -> None:
 def test_settings_that_mean_nothing(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AutomaticConfig(**settings)
+
+
+def test_tiles_are_one_layer_of_crops() -> None:
+    crops = make_crops((100, 160), 0, 0.3, tile=64)
+    assert crops[0] == Crop(0, 0, 160, 100, 0)
+    assert [crop[:4] for crop in crops[1:]] == windows_of((100, 160), 64)
+    assert {crop.layer for crop in crops[1:]} == {1}
+    assert len(make_crops((60, 64), 0, 0.3, tile=64)) == 1
+    assert [len(grid) for grid in point_grids(AutomaticConfig(points_per_side=4, tile=64))] == [16, 16]
+    with pytest.raises(ValueError, match="Crops are of tile or of crop_n_layers, got 64 and 1"):
+        AutomaticConfig(tile=64, crop_n_layers=1)
+    with pytest.raises(ValueError, match="tile must be a whole number of at least 1"):
+        AutomaticConfig(tile=0)

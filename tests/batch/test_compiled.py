@@ -1,12 +1,14 @@
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from random_model import MODEL, random_embedding, random_variables
+from random_model import MODEL, SEVERAL_MAPS, family_model, random_embedding, random_features, random_variables
 
 import sam_jax
 from sam_jax import Prompts, Sizes, predict_masks
+from sam_jax.decoder.features import maps_of
 
 VARIABLES = random_variables()
 
@@ -76,5 +78,20 @@ def test_prepared_images_and_one_mask_each() -> None:
     assert out.iou.shape == (1, 1)
     with pytest.raises(ValueError, match=r"without mask prompts; compiled are none"):
         service(VARIABLES, random_embedding(), prompts)
-    with pytest.raises(ValueError, match=r"embeddings must be float32.*got .*bfloat16"):
+    with pytest.raises(ValueError, match=r"embedding must be float32.*got .*bfloat16"):
         service(VARIABLES, random_embedding().astype("bfloat16"), prompts)
+
+
+@pytest.mark.parametrize("family", SEVERAL_MAPS)
+def test_all_maps_go_in_and_all_outputs_come_out(family: str) -> None:
+    model = family_model(family)
+    variables, features = random_variables(model), random_features(model=model)
+    sizes = Sizes(tokens=(2,), prompt_sets=(1,))
+    service = sam_jax.compile(model, variables, sizes=sizes)
+    prompts = Prompts.build(boxes=np.array([[5.0, 6, 70, 80]]))
+    out = service(variables, features, prompts)
+    jax.tree.map(np.testing.assert_array_equal, out, predict_masks(model, variables, features, prompts, sizes=sizes))
+    last = list(maps_of(features))[-1]
+    other = dataclasses.replace(features, **{last: maps_of(features)[last].astype("bfloat16")})
+    with pytest.raises(ValueError, match=rf"{last} must be float32.*got .*bfloat16"):
+        service(variables, other, prompts)

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_model import random_embedding, random_variables
+from random_model import FAMILIES, random_embedding, random_features, random_variables
 
 from sam_jax import MaskPrediction, Prompts, Sam, Sizes, predict_masks
 from sam_jax.batch import folder
 from sam_jax.batch.folder import predict_folder, read_image
 from sam_jax.batch.sharding import make_mesh, split_decode
 from sam_jax.config import TINY
+from sam_jax.decoder.features import maps_of
+from sam_jax.decoder.model import outputs_of
 
 MODEL = Sam(dataclasses.replace(TINY, depth=1))  # compiles faster, and is no other matter here
 CONFIG = MODEL.config
@@ -48,7 +50,7 @@ def test_prompts_are_arrays_or_lists(in_lists, tmp_path):
     arrays = {name: array for name, array in prompts.items() if name not in in_lists}
     image = read_image(write(tmp_path / "a.npz", lists, embedding=EMBEDDING, **arrays), CONFIG)
     assert_same_leaves(image.prompts, Prompts.build(**prompts, images=False))
-    np.testing.assert_array_equal(image.embedding, EMBEDDING)
+    np.testing.assert_array_equal(image.features, EMBEDDING)
 
 
 def test_lists_may_be_ragged(tmp_path):
@@ -61,13 +63,14 @@ def test_lists_may_be_ragged(tmp_path):
 def test_embeddings_of_all_floats_are_read_as_float32(dtype, tmp_path):
     stored = EMBEDDING.astype(dtype)
     image = read_image(write(tmp_path / "a.npz", embedding=stored, **CLICKS), CONFIG)
-    assert image.embedding.dtype == np.float32
-    np.testing.assert_array_equal(image.embedding, stored.astype(np.float32))
+    assert image.features.dtype == np.float32
+    np.testing.assert_array_equal(image.features, stored.astype(np.float32))
 
 
 BAD = {
     "no embedding": ({}, None, "no array named embedding"),
     "pickled": ({"embedding": np.array([EMBEDDING, None], object)}, None, "allow_pickle=False"),
+    "another family's": ({"early": EMBEDDING}, None, "takes the maps embedding of an image, got embedding, early"),
     "integers": ({"embedding": EMBEDDING.astype(int)}, None, "must be floats, got an array of shape"),
     "channels first": ({"embedding": EMBEDDING.transpose(2, 0, 1)}, None, "channels first"),
     "several images": ({"embedding": EMBEDDING[None]}, None, "prompts must have axes"),
@@ -130,12 +133,45 @@ def test_results_are_those_of_predict_masks_from_one_program(source):
     assert split_decode._cache_size() == compiled + 1
     for path in written:
         image = read_image(source / path.name, CONFIG)
-        expected = predict_masks(MODEL, VARIABLES, image.embedding, image.prompts, sizes=SIZES)
+        expected = predict_masks(MODEL, VARIABLES, image.features, image.prompts, sizes=SIZES)
         with np.load(path) as result:
             assert sorted(result) == ["iou", "logits"]
             assert result["logits"].dtype == result["iou"].dtype == np.float32
             np.testing.assert_allclose(result["logits"], expected.logits, atol=1e-4)
             np.testing.assert_allclose(result["iou"], expected.iou, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "outputs"),
+    [("sam_hq", ["hq", "iou", "logits"]), ("sam2", ["iou", "logits", "object_score", "single"])],
+)
+def test_families_have_more_maps_and_more_results(family, outputs, tmp_path):
+    model = Sam(dataclasses.replace(CONFIG, **FAMILIES[family]))
+    variables = random_variables(model)
+    features = [random_features(model=model, seed=i) for i in range(2)]
+    for i, one in enumerate(features):
+        write(tmp_path / "source" / f"{i}.npz", **maps_of(one), **{name: x[: i + 1] for name, x in CLICKS.items()})
+    options = {"sizes": SIZES, "mesh": make_mesh(1, jax.devices("cpu")[:1])}
+    for binary in (False, True):
+        target = tmp_path / f"target_{binary}"
+        for i, path in enumerate(
+            predict_folder(model, variables, tmp_path / "source", target, binary=binary, **options)
+        ):
+            image = read_image(tmp_path / "source" / path.name, model.config)
+            want = outputs_of(predict_masks(model, variables, features[i], image.prompts, sizes=SIZES))
+            if binary:
+                logits = want.pop("logits")
+                want["masks"] = (logits + want.pop("hq")[:, None] if "hq" in want else logits) > 0
+            with np.load(path) as result:
+                assert sorted(result) == sorted(want)
+                assert binary or sorted(result) == outputs
+                for name, array in want.items():
+                    np.testing.assert_allclose(result[name], array, atol=1e-4)
+    path = write(tmp_path / "a.npz", embedding=maps_of(features[0])["embedding"], **CLICKS)
+    with pytest.raises(
+        ValueError, match=r"a\.npz cannot be decoded: it has no array named (early|stride_8 or stride_4)"
+    ):
+        read_image(path, model.config)
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_model import MODEL, random_embedding, random_variables
+from random_model import MODEL, SEVERAL_MAPS, family_model, random_embedding, random_features, random_variables
 
 from sam_jax import Prompts, best_masks, click, predict_masks, start_clicks
 
@@ -62,3 +64,15 @@ def test_no_slot_left_is_an_error() -> None:
     _, state = click(MODEL, VARIABLES, EMBEDDING, state, POINTS[0], LABELS[0])
     with pytest.raises(ValueError, match="No empty slot is left"):
         click(MODEL, VARIABLES, EMBEDDING, state, POINTS[1], LABELS[1])
+
+
+@pytest.mark.parametrize("family", SEVERAL_MAPS)
+def test_the_best_masks_of_each_family_go_back(family: str) -> None:
+    model = family_model(family)
+    variables, features = random_variables(model), random_features(model=model)
+    state = start_clicks(model.config, (2,), clicks=1)
+    out, after = click(model, variables, features, state, POINTS[0], LABELS[0])
+    prompts = dataclasses.replace(after, masks=state.masks, has_mask=state.has_mask)
+    jax.tree.map(np.testing.assert_array_equal, out, predict_masks(model, variables, features, prompts))
+    best = best_masks(out, prompts)[0]
+    np.testing.assert_array_equal(after.masks, np.clip(best, -32, 32) if family == "sam2" else best)

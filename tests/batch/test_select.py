@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from sam_jax import (
     stability_score,
     take_masks,
 )
+from sam_jax.batch.select import Hq
 
 
 def prediction(iou: list[list[float]]) -> MaskPrediction:
@@ -31,6 +34,72 @@ def test_select_masks() -> None:
     logits, iou = select_masks(out, multimask=False)
     np.testing.assert_array_equal(logits[:, :, 0, 0], [[0], [10]])
     np.testing.assert_array_equal(iou, out.iou[:, :1])
+
+
+HQ_IOU = [[0.9, 0.1, 0.3, 0.2], [0.8, 0.4, 0.4, 0.4], [0.7, 0.1, 0.5, 0.5]]
+"""The best multimask output is 2; any, of which the first is taken; 2 or 3, likewise."""
+
+
+def with_hq(iou: list[list[float]] = HQ_IOU) -> MaskPrediction:
+    """The HQ mask of every prompt set is 100 more than its number."""
+    out = prediction(iou)
+    return out.replace(hq=jnp.broadcast_to(100.0 + jnp.arange(len(iou))[:, None, None], (len(iou), 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("multimask", "hq", "values", "scores"),
+    [
+        (True, "add", [102, 112, 124], [0.3, 0.4, 0.5]),
+        (True, "only", [100, 101, 102], [0.3, 0.4, 0.5]),
+        (False, "add", [100, 111, 122], [0.9, 0.8, 0.7]),
+        (False, "only", [100, 101, 102], [0.9, 0.8, 0.7]),
+    ],
+)
+@pytest.mark.parametrize("xp", [np, jnp], ids=["NumPy", "JAX"])
+def test_select_masks_of_sam_hq(multimask: bool, hq: Hq, values: list[float], scores: list[float], xp: Any) -> None:
+    """One mask, and the score of the one to which the HQ mask is added, or would be."""
+    logits, iou = select_masks(jax.tree.map(xp.asarray, with_hq()), multimask, hq=hq)
+    assert isinstance(logits, xp.ndarray)
+    assert logits.shape == (3, 1, 4, 4)
+    np.testing.assert_array_equal(logits[..., 0, 0], np.array(values)[:, None])
+    np.testing.assert_allclose(iou, np.array(scores)[:, None])
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+def test_without_the_hq_mask_sam_hq_is_selected_as_sam(multimask: bool) -> None:
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        select_masks(with_hq(), multimask, hq="none"),
+        select_masks(prediction(HQ_IOU), multimask),
+    )
+
+
+@pytest.mark.parametrize("hq", ["add", "only", "none"])
+@pytest.mark.parametrize("multimask", [True, False])
+def test_other_models_have_no_hq_mask_to_choose(multimask: bool, hq: Hq) -> None:
+    out = prediction(HQ_IOU)
+    jax.tree.map(np.testing.assert_array_equal, select_masks(out, multimask, hq=hq), select_masks(out, multimask))
+
+
+def test_an_unknown_use_of_the_hq_mask_is_refused(untyped: None) -> None:
+    with pytest.raises(ValueError, match="hq must be one of add, only, none, got 'both'"):
+        select_masks(with_hq(), hq="both")
+
+
+def test_best_masks_of_sam_hq_have_its_mask_added() -> None:
+    """Two clicks are ambiguous; three are clear. Of equal scores the first counts."""
+    prompts = Prompts.build(points=[[[1, 1]] * 2, [[1, 1]] * 2, [[1, 1]] * 3], labels=[[1, 1], [1, 1], [1, 1, 1]])
+    logits, iou = best_masks(with_hq(), prompts)
+    np.testing.assert_array_equal(logits[:, 0, 0], [102, 112, 122])
+    np.testing.assert_allclose(iou, [0.3, 0.4, 0.7])
+
+
+def test_best_masks_of_sam2_take_another_one_where_mask_0_is_not_stable() -> None:
+    out = prediction(HQ_IOU).replace(single=jnp.array([3, 0, 2]))
+    prompts = Prompts.build(points=[[[1, 1]] * 3, [[1, 1]] * 3, [[1, 1]]], labels=[[1] * 3, [1] * 3, [1]])
+    logits, iou = best_masks(out, prompts)
+    np.testing.assert_array_equal(logits[:, 0, 0], [3, 10, 22])
+    np.testing.assert_allclose(iou, [0.2, 0.8, 0.5])
 
 
 def test_best_masks_by_real_prompts_whatever_the_padding() -> None:

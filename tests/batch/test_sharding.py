@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from random_model import random_embedding, random_variables
+from random_model import SEVERAL_MAPS, family_model, random_embedding, random_features, random_variables
 
 from sam_jax import MaskPrediction, Prompts, Sam, Sizes, predict_masks
 from sam_jax.batch.sharding import make_mesh, replicate, shard_inputs, split_decode
@@ -133,3 +133,16 @@ def test_a_mesh_has_equal_rows(images):
 def test_another_mesh_is_refused():
     with pytest.raises(ValueError, match=r"must have the axes 'image' and 'prompt_set', got \('data',\)"):
         predict(*inputs(8), mesh=Mesh(jax.devices("cpu")[:1], ("data",)))
+
+
+@pytest.mark.parametrize("family", SEVERAL_MAPS)
+def test_all_maps_of_an_image_are_split(family):
+    model, mesh = family_model(family), make_mesh(2, jax.devices("cpu")[:2])
+    variables, features = random_variables(model), random_features(2, model=model)
+    prompts = Prompts.build(boxes=np.tile([5.0, 6, 70, 80], (2, 1, 1)), images=True)
+    sizes = Sizes(tokens=(2,), prompt_sets=(1,), images=(2,))
+    placed = shard_inputs(features, prompts, mesh, sizes)
+    assert {x.sharding.spec for x in jax.tree.leaves(placed[0])} == {PartitionSpec("image")}
+    out = predict_masks(model, variables, *placed, sizes=sizes, mesh=mesh)
+    want = predict_masks(model, variables, features, prompts, sizes=sizes)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-4), out, want)

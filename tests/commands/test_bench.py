@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from pages import blocks
 from PIL import Image
-from random_model import MODEL, random_embedding
+from random_model import FAMILIES, MODEL, family_model, random_embedding
 
 import sam_jax
+from sam_jax import Sam
 from sam_jax.batch.sharding import make_mesh
 from sam_jax.commands import bench, cli
+from sam_jax.decoder.features import map_shapes, maps_of
 from sam_jax.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 
 
@@ -27,6 +29,13 @@ def test_random_prompts_are_of_their_kind_and_in_the_frame() -> None:
     assert (np.asarray(boxes.coordinates[:, 0]) <= boxes.coordinates[:, 1]).all()
     assert np.ptp(clicks.coordinates) <= MODEL.config.image_size[0]
     assert bench.random_prompts(MODEL, 2, kind="masks").masks.shape == (2, *MODEL.config.mask_size)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_features_are_those_that_the_decoder_takes(family: str) -> None:
+    config = family_model(family).config
+    maps = maps_of(bench.random_features(Sam(config)))
+    assert {name: value.shape for name, value in maps.items()} == map_shapes(config)
 
 
 def test_a_call_is_made_again_until_it_can_be_timed() -> None:

@@ -171,11 +171,11 @@ def test_what_files_look_like_this_one_and_which_dtypes_change_is_told(run, tens
     safetensors.numpy.save_file(tensors | mixed | {"image_encoder.patch_embed.proj.weight": patch}, file)
     for command in (("inspect", file), ("convert", file, "-o", tmp_path / "folder")):
         _, out, _ = run(*command)
-        assert "medsam and micro_sam have files like this one: say so by --family" in out
+        assert "Files of medsam and micro_sam look like this one: say so by --family" in out
         assert "1 arrays are made of tensors of several dtypes and get the widest of them, such as" in out
     _, out, _ = run("inspect", file, "--family", "micro_sam")
     assert "micro-sam (micro_sam)" in out
-    assert "have files like this one" not in out
+    assert "look like this one" not in out
 
 
 def test_parameters_can_be_loaded_for_training(run, source, tmp_path):
@@ -276,12 +276,12 @@ def test_inspect_tells_what_a_folder_is(run, source, tmp_path):
 
 
 def test_inspect_shows_what_is_known_of_a_file_that_cannot_be_converted(run, tensors, tmp_path):
-    later = tensors | {"mask_decoder.obj_score_token.weight": np.zeros((1, 32), np.float32)}
-    safetensors.numpy.save_file(later, tmp_path / "later.safetensors")
-    code, out, error = run("inspect", tmp_path / "later.safetensors")
+    other = tensors | {"tracker.model.sam_mask_decoder.iou_token.weight": np.zeros((16, 32), np.float32)}
+    safetensors.numpy.save_file(other, tmp_path / "other.safetensors")
+    code, out, error = run("inspect", tmp_path / "other.safetensors")
     assert code == 1
     assert rows(out)["tensors"].startswith("138: ")
-    assert "EfficientTAM" in error
+    assert "the multiplex head of SAM 3.1" in error
 
 
 def test_inspect_needs_no_jax(source):

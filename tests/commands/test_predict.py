@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
-from random_model import random_variables
+from random_model import SEVERAL_MAPS, family_model, random_features, random_variables
 
-from sam_jax import EmbeddingStore, Predictor, Sam, save
+from sam_jax import EmbeddingStore, EncodedImage, Predictor, Sam, save
 from sam_jax.commands import cli
 from sam_jax.commands import embed as embed_images
 from sam_jax.config import TINY
+from sam_jax.decoder.features import map_shapes
 from sam_jax.encoders.config import VIT_TINY
 from sam_jax.encoders.vit import ImageEncoder
 from sam_jax.files.manifest import Provenance
+from sam_jax.images.pixels import predict_image
 
 MODEL = Sam(dataclasses.replace(TINY, depth=1))
 ENCODER = ImageEncoder(dataclasses.replace(VIT_TINY, depth=1, global_blocks=(0,)))
@@ -161,6 +163,39 @@ def test_embeddings_are_made_once_and_read(run, photo, tmp_path, monkeypatch):
     monkeypatch.setattr("sam_jax.commands.predict.load_encoder", None)  # must not be needed
     code, said = run("predict", *arguments, "-o", tmp_path / "b", "--embeddings", store)
     assert (code, "Reading embeddings took" in said) == (0, True)
+    np.testing.assert_array_equal(pixels(tmp_path / "a/photo_0.png"), pixels(tmp_path / "b/photo_0.png"))
+
+
+@pytest.mark.parametrize("family", SEVERAL_MAPS)
+def test_a_store_of_several_maps_is_read(family, run, photo, tmp_path):
+    model = family_model(family)
+    variables, features = random_variables(model), random_features(model=model)
+    save(tmp_path / "decoder", model, variables)
+    image = EncodedImage(features, (77, 128), SIZE)
+    store = EmbeddingStore.create(tmp_path / "store", map_shapes(model.config), (128, 128), "float32", Provenance())
+    store.write(photo.name, image)
+    arguments = photo, *CLICK, "--kind", "masks", "--multimask", "-o", tmp_path / "out", "--embeddings", store.path
+    assert run("predict", *arguments, checkpoint=tmp_path / "decoder")[0] == 0
+    expected = predict_image(model, variables, image, [[30, 20]], [1])
+    names = ["photo_0.png"] if family == "sam_hq" else [f"photo_0_{k}.png" for k in range(3)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    for name, mask in zip(names, expected.masks, strict=True):
+        np.testing.assert_array_equal(pixels(tmp_path / "out" / name), mask)
+
+
+def test_the_maps_of_an_encoder_are_stored(run, photo, tmp_path):
+    """SAM-HQ's, from the image file to its mask: read from a store or encoded anew."""
+    model = family_model("sam_hq")
+    early = dataclasses.replace(ENCODER.config, early_feature=True, width=model.config.early_width)
+    encoder = ImageEncoder(early)
+    encoder_variables = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((128, 128, 3)))
+    whole, store = tmp_path / "whole", tmp_path / "store"
+    save(whole, model, random_variables(model), encoder, encoder_variables)
+    assert run("embed", photo, "-o", store, "--dtype", "float32", checkpoint=whole)[0] == 0
+    assert EmbeddingStore.open(store).shapes == map_shapes(model.config)
+    arguments = "predict", photo, *CLICK, "--kind", "masks"
+    assert run(*arguments, "-o", tmp_path / "a", checkpoint=whole)[0] == 0
+    assert run(*arguments, "-o", tmp_path / "b", "--embeddings", store, checkpoint=whole)[0] == 0
     np.testing.assert_array_equal(pixels(tmp_path / "a/photo_0.png"), pixels(tmp_path / "b/photo_0.png"))
 
 

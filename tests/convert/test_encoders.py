@@ -22,6 +22,8 @@ from sam_jax.convert.tables.gaps import Gaps
 from sam_jax.convert.tables.rules import NAMINGS, flax_shapes, slots, torch_shapes
 from sam_jax.convert.tables.settings import OWN
 from sam_jax.encoders.config import (
+    EFFICIENT_SAM_S,
+    EFFICIENT_SAM_TI,
     EFFICIENT_VIT_L0,
     EFFICIENT_VIT_L1,
     EFFICIENT_VIT_L2,
@@ -190,6 +192,21 @@ def test_the_family_tells_the_frames_of_an_efficient_vit():
     for settings in (None, own(EFFICIENT)):
         named = identify_encoder(described(shapes_of(EFFICIENT)), family="sam_med2d", settings=settings).config
         assert (named.grid_size, named.image_size, named.prompt_frame) == ((16, 16), (128, 128), (256, 256))
+
+
+@pytest.mark.parametrize("config", [EFFICIENT_SAM_TI, EFFICIENT_SAM_S], ids=["ti", "s"])
+def test_shapes_tell_efficient_sam_s_vit(config):
+    tensors = described(shapes_of(config))
+    found = identify_encoder(tensors)
+    assert (len(tensors), found.config, found.naming, found.gaps) == (153, config, "meta", Gaps())
+    assert found.family is FAMILIES["efficient_sam"]
+
+
+@pytest.mark.parametrize("lost", ["image_encoder.pos_embed", "image_encoder.blocks.11.norm1.weight"])
+def test_a_loss_in_efficient_sam_s_vit_is_told(lost):
+    tensors = described(shapes_of(EFFICIENT_SAM_TI))
+    shape = tensors.pop(lost).shape
+    assert identify_encoder(tensors).gaps == Gaps(missing=(f"{lost} {shape}",))
 
 
 def test_the_family_tells_the_size_of_a_tiny_vit_s_images():

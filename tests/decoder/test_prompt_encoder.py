@@ -13,7 +13,8 @@ from random_model import random_variables
 from sam_jax.config import TINY
 from sam_jax.decoder.model import Sam
 from sam_jax.decoder.positional import fourier_features, grid_features
-from sam_jax.decoder.prompt_encoder import MaskDownscaling, PromptEncoder
+from sam_jax.decoder.prompt_encoder import MaskDownscaling, PromptEncoder, six_slots
+from sam_jax.prompts import Prompts
 
 CONFIG = dataclasses.replace(TINY, mask_channels=16, image_size=(96, 160), grid_size=(6, 10))
 VARIABLES = {kind: tree["prompt_encoder"] for kind, tree in random_variables(Sam(CONFIG)).items()}
@@ -115,3 +116,56 @@ def test_the_gaussian_matrix_is_no_parameter():
     variables = jax.eval_shape(Sam(CONFIG).init, jax.random.key(0))
     assert variables["constants"]["prompt_encoder"]["gaussian_matrix"].shape == (2, CONFIG.width // 2)
     assert "gaussian" not in str(jax.tree.structure(variables["params"]))
+
+
+# EfficientSAM's rules.
+
+A, B, C = [3.0, 4.0], [50.0, 6.0], [7.0, 80.0]
+NO_POINT = [-1.0, -1.0]
+SLOTS = {
+    "one click": ({"points": [[A]], "labels": [[1]]}, [A], [1]),
+    "clicks": ({"points": [[A, B]], "labels": [[1, 0]]}, [A, B], [1, 0]),
+    "what is no point keeps its place": ({"points": [[A, B]], "labels": [[-1, 1]]}, [A, B], [-1, 1]),
+    "empty slots between": ({"points": [[A, B, C]], "labels": [[1, -2, 1]]}, [A, C], [1, 1]),
+    "six clicks": ({"points": [[A, B, C] * 2], "labels": [[1] * 6]}, [A, B, C] * 2, [1] * 6),
+    "eight clicks": ({"points": [[A] * 6 + [B, C]], "labels": [[1] * 8]}, [A] * 6, [1] * 6),
+    "a box": ({"boxes": [[*A, *B]]}, [A, B], [2, 3]),
+    "clicks and a box": ({"points": [[C, B]], "labels": [[1, -1]], "boxes": [[*A, *B]]}, [C, B, A, B], [1, -1, 2, 3]),
+    "outside": ({"points": [[[-0.5, 9]]], "labels": [[1]]}, [[-1, 9]], [1]),
+    "nothing": ({}, [], []),
+}
+
+
+@pytest.mark.parametrize("arrays", [False, True], ids=["lists", "arrays"])
+@pytest.mark.parametrize("name", SLOTS)
+def test_efficient_sam_has_six_tokens(name, arrays):
+    """Those that are given, then places at (-1, -1) that are no points, whether slots are empty or not."""
+    given, places, labels = SLOTS[name]
+    if arrays:
+        given = {key: np.array(value, np.int32 if key == "labels" else np.float32) for key, value in given.items()}
+    prompts = jax.tree.map(lambda x: jnp.asarray(x[0]), Prompts.build(**given))
+    for one in (prompts, jax.tree.map(lambda x: jnp.asarray(x[0]), Prompts.build(**given).pad(16, 1))):
+        coordinates, got = six_slots(one.coordinates, one.labels)
+        np.testing.assert_array_equal(coordinates, places + [NO_POINT] * (6 - len(places)))
+        np.testing.assert_array_equal(got, labels + [-1] * (6 - len(labels)))
+
+
+def test_efficient_sam_adds_nothing_to_a_background_click():
+    config = dataclasses.replace(CONFIG, efficient_sam=True)
+    variables = {kind: tree["prompt_encoder"] for kind, tree in random_variables(Sam(config)).items()}
+    params, matrix = variables["params"], variables["constants"]["gaussian_matrix"]
+    assert {name: leaf.shape for name, leaf in params.items()} == {
+        "label_embedding": (3, 32),
+        "not_a_point_embedding": (32,),
+    }
+    position = fourier_features(jnp.array([32 / 160, 24 / 96]), matrix)
+    added = [params["not_a_point_embedding"], 0, *params["label_embedding"]]
+    places = jnp.full((5, 2), jnp.array([31.5, 23.5]))
+    got = PromptEncoder(config).apply(variables, places, jnp.arange(-1, 4), method="sparse")
+    for embedding, addition in zip(got, added, strict=True):
+        np.testing.assert_allclose(embedding, position + addition, atol=1e-5)
+
+
+def test_efficient_sam_goes_with_no_setting_of_another_family():
+    with pytest.raises(ValueError, match=r"^SamConfig\.efficient_sam does not go with hq, pad_boxes\.$"):
+        dataclasses.replace(TINY, efficient_sam=True, hq=True, pad_boxes=True)

@@ -59,7 +59,8 @@ def encode(encoder, variables, image, method=None):
         ({"image_size": (128, 100)}, "two multiples of patch_size = 16"),
         ({"image_size": (128,)}, "two multiples of patch_size = 16"),
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, float64, got 'float16'"),
-        ({"preprocessing": "clip"}, "preprocessing must be one of sam, medsam, lite_medsam, micro_sam, got 'clip'"),
+        ({"preprocessing": "clip"}, "preprocessing must be one of sam, medsam, lite_medsam, micro_sam, .*, got 'clip'"),
+        ({"position_side": -1}, "position_side must be an integer from 0, got -1"),
     ],
 )
 def test_config_says_what_is_wrong(change, message):
@@ -115,6 +116,12 @@ def test_attention_is_the_softmax_of_products_and_relative_positions(limit, monk
     monkeypatch.setattr(image_encoder, "CHUNK_LOGITS", limit)
     args = noise(2, 3, 2, 6, 4, 5), noise(6, 6, 5, seed=2), noise(4, 4, 5, seed=3)
     np.testing.assert_allclose(jax.jit(lambda *args: attend(*args))(*args), plain_attention(*args), rtol=0, atol=2e-6)
+
+
+def test_without_relative_positions_there_are_only_products():
+    qkv = noise(2, 3, 2, 6, 4, 5)
+    without = plain_attention(qkv, np.zeros((6, 6, 5)), np.zeros((4, 4, 5)))
+    np.testing.assert_allclose(jax.jit(attend)(qkv), without, rtol=0, atol=2e-6)
 
 
 @pytest.mark.usefixtures("optimised")  # without, XLA 0.10 makes this gradient infinite

@@ -161,8 +161,8 @@ def test_the_image_is_upscaled(case: Case) -> None:
     for i in range(3):
         case.update(i)
     params = case.params["upscaling"]
-    convolve, parts = case.form.convolution(case.image, params["conv_0"])
     kernel, bias = centred_kernel(params["conv_0"])
+    convolve, parts = case.form.convolution(case.image, kernel, bias)
     convolved = convolve(*(x[0] for x in parts))
     np.testing.assert_allclose(convolved, kernel @ case.plain.T + bias[:, None], atol=1e-11)
     ours = in_order(upscale(params, convolved, HeadMaps()), GRID)
@@ -231,7 +231,7 @@ def test_every_prompt_in_float64(form: str, x64: None) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("family", ["sam_hq", "sam2", "hq_sam2"])
+@pytest.mark.parametrize("family", ["sam_hq", "sam2", "hq_sam2", "efficient_sam"])
 def test_every_family(family: str, form: str, x64: None) -> None:
     model = model_of(family)
     arguments = random_variables(model, dtype=np.float64), random_features(model=model), mixed()

@@ -1,17 +1,23 @@
 """A store of embeddings: what is in it is whole, whoever reads it and however the writer ended."""
 
+import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore
+from random_model import FAMILIES, random_features
 
-from sam_jax import EmbeddingStore, EncodedImage
+from sam_jax import EmbeddingStore, EncodedImage, Sam
+from sam_jax.config import TINY
+from sam_jax.decoder.features import map_shapes, maps_of
 from sam_jax.files.embeddings import digest_of
 from sam_jax.files.manifest import Provenance
 
@@ -25,7 +31,7 @@ def image(seed: int, dtype: type = np.float32) -> EncodedImage:
 
 
 def create(path: Path, dtype: str = "float32", provenance: Provenance = PROVENANCE) -> EmbeddingStore:
-    return EmbeddingStore.create(path, SHAPE, (64, 96), dtype, provenance)
+    return EmbeddingStore.create(path, {"embedding": SHAPE}, (64, 96), dtype, provenance)
 
 
 @pytest.fixture
@@ -92,7 +98,7 @@ store = EmbeddingStore.open(sys.argv[1])
 for name in "abcd":
     if name == "c":  # its chunk is written, its name is not there yet
         atomic._flush = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
-    store.write(name, EncodedImage(np.full(store.shape, ord(name), np.float32), (1, 2), (3, 4)))
+    store.write(name, EncodedImage(np.full(store.shapes["embedding"], ord(name), np.float32), (1, 2), (3, 4)))
 """
 
 
@@ -154,7 +160,9 @@ def test_a_store_is_of_one_encoder(store):
         create(store.path, provenance=Provenance("sam", "other.pth", "0", None))
     with pytest.raises(ValueError, match="another dtype: float32, and bfloat16"):
         create(store.path, "bfloat16")
-    with pytest.raises(ValueError, match=r"embeddings \[4, 6, 8\], got .*\(2, 6, 8\).* for a"):
+    with pytest.raises(ValueError, match=r"another shape: {'embedding': \(4, 6, 8\)}, and {'embedding': \(4, 6, 9\)}"):
+        EmbeddingStore.create(store.path, {"embedding": (4, 6, 9)}, (64, 96), "float32", PROVENANCE)
+    with pytest.raises(ValueError, match=r"of each image embedding \[4, 6, 8\], got embedding \[2, 6, 8\] for a"):
         store.write("a", image(1)._replace(embedding=np.zeros((2, 6, 8), np.float32)))
 
 
@@ -174,3 +182,63 @@ def test_a_name_stays_in_the_store(name, store):
         store.write(name, image(1))
     with pytest.raises(ValueError, match="single part of a path"):
         store.read(name)
+
+
+@pytest.fixture(params=["sam_hq", "sam2"])
+def family(request, tmp_path) -> tuple[EmbeddingStore, list[EncodedImage]]:
+    """A store of images with several maps, and two of them."""
+    model = Sam(dataclasses.replace(TINY, **FAMILIES[request.param]))
+    images = [EncodedImage(random_features(model=model, seed=i), (128, 100), (640, 500)) for i in range(2)]
+    return EmbeddingStore.create(tmp_path, map_shapes(model.config), (128, 128), "float32", PROVENANCE), images
+
+
+def test_all_maps_of_an_image_come_back(family):
+    store, images = family
+    for i, image in enumerate(images):
+        store.write(f"{i}.png", image, "digest")
+    store = EmbeddingStore.open(store.path)
+    assert store.names() == ["0.png", "1.png"]
+    read = store.read("1.png", (640, 500), "digest")
+    assert (read.input_size, read.original_size) == ((128, 100), (640, 500))
+    jax.tree.map(np.testing.assert_array_equal, read.embedding, images[1].embedding)
+    both = jax.tree.map(lambda *x: np.stack(x), *(image.embedding for image in images))
+    jax.tree.map(np.testing.assert_array_equal, store.read_many(["0.png", "1.png"]).embeddings, both)
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(store.path / "0.png/embedding")}}
+    np.testing.assert_array_equal(tensorstore.open(spec).result().read().result(), both.embedding[0])
+
+
+@pytest.mark.usefixtures("untyped")
+def test_maps_must_be_those_of_the_store(family):
+    store, (image, _) = family
+    *_, (last, values) = maps_of(image.embedding).items()
+    for features, message in (
+        (image.embedding.embedding, r"got embedding \[8, 8, 32\] for a"),
+        (dataclasses.replace(image.embedding, **{last: values[:1]}), rf"of each image .*got .*{last} \[1, .* for a"),
+        (dataclasses.replace(image.embedding, **{last: values.astype(int)}), f"{last} must be floats, got .* for a"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            store.write("a", image._replace(embedding=features))
+    assert "a" not in store
+
+
+def test_damage_to_any_map_is_noticed(family):
+    store, (image, _) = family
+    store.write("a", image)
+    last = list(store.shapes)[-1]
+    other = EmbeddingStore.create(store.path / ".other", {"embedding": (1, 2, 8)}, (128, 128), "float32", PROVENANCE)
+    other.write("b", image._replace(embedding=np.zeros((1, 2, 8), np.float32)))
+    shutil.rmtree(store.path / "a" / last)
+    with pytest.raises(ValueError, match=r"The embedding of a in .* is damaged"):
+        store.read("a")
+    shutil.copytree(other.path / "b", store.path / "a" / last)  # an array of another shape
+    with pytest.raises(ValueError, match=r"The embedding of a in .* is damaged"):
+        store.read("a")
+
+
+def test_an_older_store_of_one_map_is_read(store):
+    store.write("a", image(1))
+    description = json.loads((store.path / "zarr.json").read_text())
+    description["attributes"]["shape"] = description["attributes"].pop("shapes")["embedding"]
+    (store.path / "zarr.json").write_text(json.dumps(description))
+    assert EmbeddingStore.open(store.path) == store
+    np.testing.assert_array_equal(EmbeddingStore.open(store.path).read("a").embedding, image(1).embedding)

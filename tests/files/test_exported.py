@@ -3,11 +3,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from random_model import MODEL, random_embedding, random_variables
+from random_model import MODEL, SEVERAL_MAPS, family_model, random_embedding, random_features, random_variables
 
 from sam_jax import Prompts, export_decoder, predict_masks
+from sam_jax.decoder.features import maps_of
+from sam_jax.decoder.model import outputs_of
 
 VARIABLES = random_variables()
 
@@ -60,3 +63,19 @@ def test_an_existing_artefact_is_kept(tmp_path: Path) -> None:
     (tmp_path / "decoder").mkdir()
     with pytest.raises(FileExistsError):
         export_decoder(tmp_path / "decoder", MODEL, VARIABLES, platforms=["cpu"])
+
+
+@pytest.mark.parametrize("family", SEVERAL_MAPS)
+def test_all_maps_go_in_and_all_outputs_come_out(tmp_path: Path, family: str) -> None:
+    model = family_model(family)
+    variables, features = random_variables(model), random_features(2, model=model)
+    export_decoder(tmp_path / "decoder", model, variables, platforms=["cpu"])
+    manifest = json.loads((tmp_path / "decoder/manifest.json").read_text())
+    assert list(manifest["arguments"]) == ["embeddings", *list(maps_of(features))[1:], "coordinates", "labels"]
+    program = jax.export.deserialize(bytearray((tmp_path / "decoder/decoder.stablehlo").read_bytes()))
+    prompts = Prompts.build(boxes=np.tile([5.0, 6, 70, 80], (2, 3, 1)), images=True)
+    results = program.call(*maps_of(features).values(), prompts.coordinates, prompts.labels)
+    want = outputs_of(predict_masks(model, variables, features, prompts))
+    assert list(manifest["results"]) == list(want)
+    for got, array in zip(results, want.values(), strict=True):
+        np.testing.assert_allclose(got, array, atol=2e-6 * float(np.abs(want["logits"]).max()))

@@ -1,24 +1,34 @@
-"""Write the frozen numbers of the official decoder. Needs PyTorch.
+"""Write the frozen numbers of the official decoder, and of SAM-HQ's and SAM 2's. Needs PyTorch and their packages.
 
 From the repository's root: `PYTHONPATH=tests python tests/golden/make_golden.py`
 """
 
 import copy
+import dataclasses
+import json
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from parity.kinds import KINDS, QUIET, prompts_in_pixels, quieten
 from parity.official import OfficialDecoder, modeling, random_decoder, record
+from parity.relatives import HqDecoder, Sam2Decoder, channels_first, random_relative, tensors_of
+from random_model import FAMILIES
 
 from sam_jax.config import SamConfig
+from sam_jax.decoder.features import ImageFeatures
 
 FOLDER = Path(__file__).parent
 CONFIG = SamConfig(
     width=16, heads=2, mlp_width=40, iou_head_width=24, mask_channels=16, image_size=(48, 64), grid_size=(3, 4)
 )
 ORIGINAL_SIZES = ((37, 91), (100, 41), (9, 7), (64, 64))
+
+RELATIVES = {name: dataclasses.replace(CONFIG, **FAMILIES[name]) for name in ("sam_hq", "sam2")}
+FEW_KINDS = ("many mixed clicks", "box", "boxes and clicks", "masks and clicks", "nothing")
+"""Enough for relatives, whose prompt encoder is SAM's but for one token."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -81,6 +91,69 @@ def mask_arrays() -> Arrays:
     return arrays
 
 
+def short(array: np.ndarray) -> np.ndarray:
+    """Round to float16, which takes half of the room: weights and inputs are as random as before."""
+    return array.astype(np.float16)
+
+
+def random_short(kind: type[torch.nn.Module], config: SamConfig) -> tuple[Any, Arrays]:
+    """Return a relative's decoder with random weights that fit float16, and the weights one behind the other."""
+    decoder = random_relative(kind, config)
+    weights = {name: short(tensor) for name, tensor in tensors_of(decoder).items()}
+    decoder.load_state_dict({name: torch.tensor(tensor).float() for name, tensor in weights.items()})
+    shapes = json.dumps({name: tensor.shape for name, tensor in weights.items()})
+    flat = np.concatenate([tensor.reshape(-1) for tensor in weights.values()])
+    return decoder, {"weights": flat, "shapes": np.frombuffer(shapes.encode(), np.uint8)}
+
+
+def few_prompts(config: SamConfig, rng: Normal) -> dict[str, Any]:
+    """Return the arguments of `Prompts.build` for each of `FEW_KINDS`."""
+    prompts = {}
+    for kind in FEW_KINDS:
+        given = prompts_in_pixels(kind, config, rng)
+        prompts[kind] = {name: short(value).astype(np.float32) for name, value in given.items()}
+        prompts[kind] |= {"labels": given["labels"]} if "labels" in given else {}
+    return prompts
+
+
+def hq_arrays(config: SamConfig) -> Arrays:
+    """Every selection that SAM-HQ's package makes: the HQ mask alone, with mask 0, with the best of the others."""
+    decoder, arrays = random_short(HqDecoder, config)
+    rng, (h, w) = Normal(), config.grid_size
+    maps = {"embedding": short(rng(h, w, config.width)), "early": short(rng(h, w, config.early_width))}
+    arrays |= {f"maps/{name}": value for name, value in maps.items()}
+    features = ImageFeatures(**{name: value.astype(np.float32) for name, value in maps.items()})
+    for kind, given in few_prompts(config, rng).items():
+        arrays |= {f"given/{kind}/{name}": value for name, value in given.items()}
+        for name, multimask, hq_only in (("hq", True, True), ("single", False, False), ("best", True, False)):
+            logits, iou = decoder(features, multimask, hq_only, **given)
+            arrays |= {f"{name}/{kind}": logits, f"{name} iou/{kind}": iou}
+    return arrays
+
+
+def sam2_arrays(config: SamConfig) -> Arrays:
+    """SAM 2's maps of an image from its encoder's levels; all masks, scores and object scores; the single masks."""
+    decoder, arrays = random_short(Sam2Decoder, config)
+    rng, (h, w), mask_decoder = Normal(), config.grid_size, decoder.sam_mask_decoder
+    levels = [short(rng(h << i, w << i, config.width)) for i in range(3)]
+    inputs = [channels_first(level.astype(np.float32)) for level in levels]
+    made = {
+        "embedding": inputs[0] + decoder.no_mem_embed.reshape(1, -1, 1, 1),
+        "stride_8": mask_decoder.conv_s1(inputs[1]),
+        "stride_4": mask_decoder.conv_s0(inputs[2]),
+    }
+    maps = {name: value[0].permute(1, 2, 0).numpy().copy() for name, value in made.items()}
+    arrays |= {f"levels/{i}": level for i, level in enumerate(levels)}
+    arrays |= {f"maps/{name}": value for name, value in maps.items()}
+    for kind, given in few_prompts(config, rng).items():
+        arrays |= {f"given/{kind}/{name}": value for name, value in given.items()}
+        logits, iou, object_score = decoder(ImageFeatures(**maps), None, **given)
+        _, single_iou, _ = decoder(ImageFeatures(**maps), False, **given)
+        arrays |= {f"logits/{kind}": logits, f"iou/{kind}": iou, f"object score/{kind}": object_score}
+        arrays |= {f"single iou/{kind}": single_iou}
+    return arrays
+
+
 def golden_files() -> dict[str, Arrays]:
     """Return the name and the arrays of every file."""
     decoder = random_decoder(CONFIG)
@@ -92,6 +165,8 @@ def golden_files() -> dict[str, Arrays]:
         "stages": stage_arrays(decoder, 1),
         "low_variance": stage_arrays(quiet, QUIET),
         "masks": mask_arrays(),
+        "sam_hq": hq_arrays(RELATIVES["sam_hq"]),
+        "sam2": sam2_arrays(RELATIVES["sam2"]),
     }
 
 

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from sam_jax.images.preprocess import prepare, prepare_on_device
-from sam_jax.images.read import read_header, read_image, to_8_bits
+from sam_jax.images.read import Reading, read_header, read_image, read_values, to_8_bits
 from sam_jax.images.resize import input_size_for
 
 FRAME = (64, 64)
@@ -166,6 +166,78 @@ def test_a_stack_is_refused_with_its_number_of_pages(tmp_path, pages, dtype):
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((pages, 20, 30), dtype), photometric="minisblack")
     with pytest.raises(ValueError, match=rf"x\.tif cannot be read as an image: it has {pages} pages"):
         read_image(tmp_path / "x.tif")
+
+
+def test_a_page_can_be_chosen(tmp_path):
+    stack = np.arange(4, dtype=np.uint8)[:, None, None] * np.ones((20, 30), np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", stack, photometric="minisblack")
+    assert (read_image(tmp_path / "x.tif", Reading(page=3)) == 2).all()
+    with pytest.raises(ValueError, match="it has 4 pages, and no page 5"):
+        read_image(tmp_path / "x.tif", Reading(page=5))
+    path = write(tmp_path / "one.png", Image.fromarray(RGB))
+    np.testing.assert_array_equal(read_image(path, Reading(page=3)), RGB)  # a file of one page has no choice
+
+
+def test_pages_of_several_sizes_and_of_several_channels(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "x.tif") as file:
+        for side in (4, 6):
+            file.write(np.full((side, side), side, np.uint8), photometric="minisblack")
+    assert read_image(tmp_path / "x.tif", Reading(page=2)).shape == (6, 6, 3)
+    hyperstack = np.arange(6, dtype=np.uint16).reshape(3, 2, 1, 1) * np.ones((5, 7), np.uint16)
+    tifffile.imwrite(tmp_path / "z.tif", hyperstack, imagej=True, metadata={"axes": "ZCYX"})
+    values = read_values(tmp_path / "z.tif", Reading(page=2, channels=(2,)))
+    np.testing.assert_array_equal(values, np.full((5, 7, 3), 3))
+
+
+@pytest.mark.parametrize("axes", ["CYX", "QYX", "YXS"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_channels_can_be_chosen(tmp_path, axes, dtype):
+    values = np.arange(2, dtype=dtype)[:, None, None] * np.ones((5, 7), dtype)
+    options = {"metadata": {"axes": axes}}
+    if axes == "YXS":
+        values, options = np.moveaxis(values, 0, -1), {"planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "x.tif", values, photometric="minisblack", **options)
+    with pytest.raises(ValueError, match=r"it has 2 (channels|pages)\. Choose one"):
+        read_image(tmp_path / "x.tif")
+    for channel in (1, 2):
+        assert (read_values(tmp_path / "x.tif", Reading(channels=(channel,))) == channel - 1).all()
+    swapped = read_values(tmp_path / "x.tif", Reading(channels=(2, 1, 1)))
+    assert swapped[0, 0].tolist() == [1, 0, 0]
+    with pytest.raises(ValueError, match="it has 2 channels, and no channel 3"):
+        read_image(tmp_path / "x.tif", Reading(channels=(3,)))
+
+
+def test_channels_of_a_picture_can_be_chosen(tmp_path):
+    path = write(tmp_path / "x.png", Image.fromarray(RGB))
+    np.testing.assert_array_equal(read_image(path, Reading(channels=(3, 2, 1))), RGB[..., ::-1])
+
+
+def test_the_rules_for_ranges():
+    values = np.array([[[0, 100, 1000], [4095, 200, 1000]]], np.uint16)
+    assert to_8_bits(values, "file").tolist() == [[[0, 0, 4], [16, 1, 4]]]
+    assert to_8_bits(values, "image").tolist() == [[[0, 6, 62], [255, 12, 62]]]
+    assert to_8_bits(values, "channel").tolist() == [[[0, 0, 0], [255, 255, 0]]]
+    small = np.array([[[10], [20]]], np.uint8)
+    assert to_8_bits(small).tolist() == to_8_bits(small, "file").tolist() == small.tolist()
+    assert to_8_bits(small, "image").ravel().tolist() == [0, 255]
+    assert to_8_bits(np.array([-32768, 0, 32767], np.int16), "file").tolist() == [0, 128, 255]
+    assert to_8_bits(np.array([0.0, 0.5, 1.0]), "file").tolist() == [0, 128, 255]
+    with pytest.raises(ValueError, match="floats are from 0 to 2, not from 0 to 1"):
+        to_8_bits(np.array([0.0, 2.0]), "file")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"range": "percentile"}, "range must be auto, file, image or channel, got percentile"),
+        ({"channels": (1, 2)}, "one or three numbers from 1 on, got"),
+        ({"channels": (0,)}, "one or three numbers from 1 on"),
+        ({"page": 0}, "page must be 1 or more, got 0"),
+    ],
+)
+def test_ways_to_read_that_there_are_not(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Reading(**wrong)
 
 
 def test_colours_of_16_bits_in_png_are_not_black(tmp_path):

@@ -12,6 +12,9 @@ from sam_jax.page import engine
 from sam_jax.page.engine import Engine, Recent
 from sam_jax.prompts import Prompts
 
+TOKENS = engine.TOKENS
+"""As users have them: the server that all tests share has fewer."""
+
 
 class SlowDecoder:
     """Answers how many prompt sets a call had, when it may."""
@@ -33,6 +36,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> SlowDecoder:
     slow = SlowDecoder()
     monkeypatch.setattr(engine, "TOKENS", (4, 16))  # the server of the other tests has fewer
     monkeypatch.setattr(engine, "compile", lambda *_, **__: slow)
+    monkeypatch.setattr(engine, "TOKENS", TOKENS)
     return slow
 
 

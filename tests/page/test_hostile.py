@@ -1,5 +1,6 @@
 """What is refused: other pages, other names, too much, and what means nothing. Then the server answers as before."""
 
+import importlib
 import json
 import socket
 import struct
@@ -151,13 +152,14 @@ def test_files_that_are_no_images_or_too_large(client: httpx.Client, content: by
 
 
 def test_a_file_of_too_many_bytes(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sam_jax.page.app.MOST_BYTES", 1000)
+    monkeypatch.setattr(importlib.import_module("sam_jax.page.app"), "MOST_BYTES", 1000)
     assert client.post("/images", content=bytes(2000)).status_code == 413
 
 
 def test_objects_of_another_size_are_not_kept(client: httpx.Client, server: Any) -> None:
     before = client.get(f"/images/{server.ids[0]}/objects").json()
     good = {"size": [512, 512], "counts": "PPP8", "score": 1}
+    before = client.get(f"/images/{server.ids[0]}/objects").json()
     for mask in ({**good, "size": [5, 5]}, {**good, "counts": "P"}, {**good, "counts": "o" * 50}):
         one = {"id": 1, "name": "x", "colour": 0, "masks": [mask]}
         answer = client.put(f"/images/{server.ids[0]}/objects", json={"objects": [one]})

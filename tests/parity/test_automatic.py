@@ -62,9 +62,15 @@ def scene(height: int, width: int) -> np.ndarray:
 
 
 def assert_same(pair: Pair, image: np.ndarray, at_least: int, **settings: Any) -> None:
-    """The same records in the same order; a mask may differ in pixels whose logit is rounding."""
+    """As the official generator."""
     theirs = segment_anything.SamAutomaticMaskGenerator(pair.official, **settings).generate(image)
-    ours = pair.ours.generate(image, **settings)
+    assert_same_records(pair.ours.generate(image, **settings), theirs, image, at_least)
+
+
+def assert_same_records(
+    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], image: np.ndarray, at_least: int
+) -> None:
+    """The same records in the same order; a mask may differ in pixels whose logit is rounding."""
     assert len(ours) == len(theirs) >= at_least
     flipped = 0
     for one, other in zip(ours, theirs, strict=True):

@@ -7,17 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from parity.kinds import KINDS, prompts_in_pixels
 from parity.official import difference
 from parity.relatives import HqDecoder, Sam2Decoder, channels_first, random_relative, tensors_of
 from random_model import SAM2, random_features
+from stable_masks import ALL, IOU, TAKEN
 
 from sam_jax.batch.decode import Sizes
 from sam_jax.batch.predict import predict_masks
 from sam_jax.batch.select import select_masks
 from sam_jax.config import TINY
 from sam_jax.convert.state_dict import from_torch, to_torch
-from sam_jax.decoder.model import Sam
+from sam_jax.decoder.model import Sam, single_mask
 from sam_jax.prompts import Prompts
 
 TOLERANCE = 1e-5
@@ -73,6 +75,26 @@ def test_sam2(relative, path, kind, rng):
     same(ours.object_score, object_score)
 
 
+@pytest.mark.parametrize("family", ["medsam2", "efficient_tam_512"])
+def test_images_of_512_pixels(family, rng):
+    """Of such a file, only the family tells the frame: clicks lie in 512 pixels, and mask prompts have 128."""
+    finer = {"high_resolution": family == "medsam2"}
+    config = dataclasses.replace(SMALL, **SAM2 | finer, heads=8, image_size=(512, 512), grid_size=(32, 32))
+    theirs = random_relative(Sam2Decoder, config)
+    converted = from_torch(tensors_of(theirs), family=family)
+    assert converted.config == config
+    model = Sam(converted.config)
+    features = random_features(model=model)
+    for kind in ("masks and clicks", "mask and box"):
+        given = prompts_in_pixels(kind, config, rng)
+        ours = predict_masks(model, converted.variables, features, Prompts.build(**given), sizes=SIZES)
+        logits, iou, object_score = theirs(features, None, **given)
+        assert logits.shape[-2:] == (128, 128)
+        same(ours.logits, logits)
+        same(ours.iou, iou)
+        same(ours.object_score, object_score)
+
+
 @of("sam2")
 @pytest.mark.parametrize("multimask", [True, False])
 def test_what_sam2_selects(relative, multimask, rng):
@@ -84,6 +106,17 @@ def test_what_sam2_selects(relative, multimask, rng):
     want_logits, want_iou, _ = theirs(features, multimask, **given)
     same(logits, want_logits)
     same(iou, want_iou)
+
+
+@of("sam2")
+def test_what_sam2_takes_for_stable(relative):
+    """Around and at the threshold, several prompt sets at once."""
+    decoder = relative[0].sam_mask_decoder
+    logits, iou = torch.tensor(ALL), torch.tensor(np.tile(IOU, (len(ALL), 1)))
+    taken, taken_iou = decoder._dynamic_multimask_via_stability(logits, iou)
+    np.testing.assert_array_equal(taken[:, 0], ALL[np.arange(len(ALL)), TAKEN])
+    np.testing.assert_array_equal(taken_iou[:, 0], IOU[TAKEN])
+    np.testing.assert_array_equal(single_mask(jnp.asarray(ALL), jnp.asarray(iou.numpy())), TAKEN)
 
 
 @of("sam_hq")

@@ -12,6 +12,8 @@ import torch
 from parity.official import difference
 from parity.official_sam2 import random_sam2, sam2_predictor
 from parity.relatives import channels_first, tensors_of
+from parity.stand_ins import import_package
+from parity.test_automatic import assert_same_records
 from PIL import Image
 from torch.nn import functional
 
@@ -25,6 +27,8 @@ from sam_jax.encoders.config import HieraConfig
 from sam_jax.encoders.hiera import Hiera
 from sam_jax.images.preprocess import prepare
 from sam_jax.predictor import Predictor
+
+sam2_generator = import_package("sam2.automatic_mask_generator")
 
 TOLERANCE = 1e-5
 """As a share of the root mean square of the official values, in float32."""
@@ -176,3 +180,16 @@ def test_from_pixels_to_masks(sam2, size):
         np.testing.assert_allclose(ours.scores, scores, atol=1e-5)
         assert difference(ours.logits, logits) < TOLERANCE
         assert np.mean(ours.masks != masks.astype(bool)) < 3e-5
+
+
+@of("1024")
+@pytest.mark.parametrize("use_m2m", [False, True])
+def test_every_object(sam2, use_m2m, monkeypatch):
+    """The official generator's masks, and those of its second look."""
+    monkeypatch.setattr(torch.jit, "script", lambda module: module)
+    noise = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
+    image = np.asarray(Image.fromarray(noise).resize((200, 150)))
+    settings = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+    settings["use_m2m"] = use_m2m
+    theirs = sam2_generator.SAM2AutomaticMaskGenerator(sam2.official, **settings).generate(image)
+    assert_same_records(sam2.predictor.generate(image, **settings), theirs, image, 12)

@@ -11,6 +11,7 @@ from parity.encoders import randomise
 from parity.official import difference
 from parity.relatives import HqDecoder, modeling
 from parity.stand_ins import import_package
+from parity.test_automatic import assert_same_records
 from PIL import Image
 
 from sam_jax.config import TINY
@@ -18,6 +19,7 @@ from sam_jax.encoders.config import VIT_TINY, TinyViTConfig
 from sam_jax.predictor import Predictor
 
 hq = import_package("segment_anything_hq.predictor")
+generator = import_package("segment_anything_hq.automatic_mask_generator")
 
 TOLERANCE = 1e-5
 """As a share of the root mean square of the official values, in float32."""
@@ -113,3 +115,14 @@ def test_from_pixels_to_masks(both: tuple[Any, Predictor]) -> None:
         np.testing.assert_allclose(found.scores, scores, atol=1e-5)
         assert difference(found.logits, logits) < TOLERANCE
         assert np.mean(found.masks != masks) < 1e-4
+
+
+@pytest.mark.parametrize("both", [VIT], indirect=True, ids=["vit"])
+def test_every_object(both: tuple[Any, Predictor]) -> None:
+    """The package's generator has one mask for a point."""
+    official, ours = both
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    image = np.asarray(Image.fromarray(noise).resize((120, 90)))
+    settings = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+    theirs = generator.SamAutomaticMaskGenerator(official.model, **settings).generate(image)
+    assert_same_records(ours.generate(image, **settings), theirs, image, 16)

@@ -218,19 +218,6 @@ def test_weights_of_hugging_face_compute_what_they_do_there(hf_model, rng, compa
     )
 
 
-@pytest.mark.parametrize(
-    ("build", "title"),
-    [
-        (lambda: transformers.SamHQModel(transformers.SamHQConfig()), "SAM-HQ"),
-        (lambda: transformers.Sam2Model(transformers.Sam2Config()), "SAM 2, EdgeTAM or SAM 3's tracker"),
-    ],
-    ids=["SamHQModel", "Sam2Model"],
-)
-def test_hugging_face_relatives_are_refused_by_name(build, title):
-    with pytest.raises(CheckpointError, match=f"^This checkpoint is {title}.*recognised, but not supported yet"):
-        identify(on_meta_device(build))
-
-
 def test_low_rank_adapters_in_the_official_decoder_are_refused():
     official = random_decoder(TINY)
     projection = official.mask_decoder.transformer.layers[0].self_attn.q_proj

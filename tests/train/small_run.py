@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from random_model import MODEL as TINY_MODEL
-from random_model import random_embedding, random_variables
+from random_model import random_features, random_variables
 
 from sam_jax import Sam, predict_masks, replicate, save
 from sam_jax.encoders.config import ViTConfig
@@ -41,8 +41,8 @@ PARAMS, CONSTANTS = flatten(random_variables(MODEL))
 SCALES = learning_rate_scales(PARAMS, PRESETS["decoder"])
 
 
-def random_batch(images: int = 2, objects: int = 2, seed: int = 0) -> Batch:
-    """Discs side by side on random embeddings; the lowest quarter of each image is padding."""
+def random_batch(images: int = 2, objects: int = 2, seed: int = 0, model: Sam = MODEL) -> Batch:
+    """Discs side by side on random features; the lowest quarter of each image is padding."""
     rng = np.random.default_rng(seed)
     height, width = MODEL.config.mask_size
     rows, columns = np.mgrid[:height, :width]
@@ -52,7 +52,7 @@ def random_batch(images: int = 2, objects: int = 2, seed: int = 0) -> Batch:
     weight = np.broadcast_to(rows < 18, (images, height, width))
     return Batch(
         images=None,
-        embeddings=np.asarray(random_embedding(images, model=MODEL)),
+        embeddings=jax.tree.map(np.asarray, random_features(images, model=model)),
         targets=(targets & weight[:, None]).astype(np.float32),
         weight=weight.astype(np.float32),
         valid=np.ones((images, objects), bool),

@@ -52,6 +52,8 @@ def test_settings_come_from_a_file_or_from_flags(tmp_path: Path):
         lambda: Simulation(boxes=2.0),
         lambda: LoopConfig(save_every=15),
         lambda: LoopConfig(keep=0),
+        lambda: LoopConfig(validate_every=15),
+        lambda: LoopConfig(patience=0),
         lambda: FinetuneConfig(target_scale=0),
     ],
 )

@@ -2,8 +2,9 @@
 
 import functools
 import itertools
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import track
@@ -12,8 +13,10 @@ from rich.table import Table
 from sam_jax.files.checkpoints import load, load_encoder
 from sam_jax.files.embeddings import EmbeddingStore
 from sam_jax.images.pixels import encode_image
-from sam_jax.images.resize import Size
+from sam_jax.images.read import Reading
+from sam_jax.images.size import Size
 from sam_jax.train.data.examples import Source
+from sam_jax.train.data.looks import flat_note
 from sam_jax.train.data.shapes import HELD_OUT_CLASSES, TRAINING_CLASSES
 from sam_jax.train.data.sources import DrawnScenes, Embedded, Encoded, open_source
 from sam_jax.train.evaluation.evaluate import evaluate
@@ -41,19 +44,25 @@ def run(
     objects: int = 16,
     size_limits: tuple[int, int] | None = None,
     split_components: bool = False,
+    reading: Reading = Reading(),  # noqa: B008 - frozen
+    tile: int | None = None,
+    compare: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Evaluate, print the main numbers, and write the rest; the arguments are those of the command."""
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already. To replace it, add --overwrite.")
+    if compare is not None and protocol != "prompts":
+        raise ValueError("compare is for the protocol of prompts.")
+    before = None if compare is None else read_figures(compare)
     model, variables = load(checkpoint, family=family, prefix=prefix)
     source: Source
     if data in SCENES:
         source = DrawnScenes(images, model.config.image_size, SCENES[data], held_out=True)
         size_limits = size_limits or limits_for(model.config.image_size)
     else:
-        source = open_source(Path(data), split_components=split_components)
-        for note in source.notes:
+        source = open_source(Path(data), split_components=split_components, reading=reading, tile=tile, once=True)
+        for note in (*source.notes, *flat_note(source)):
             Console(stderr=True).print(note)
     if embeddings is not None:
         source = Embedded(source, EmbeddingStore.open(embeddings))
@@ -71,6 +80,8 @@ def run(
         report = evaluate(model, variables, examples, cap=cap, objects=objects, size_limits=limits)
         report.save(out, overwrite=overwrite)
         Console().print(table(report))
+        if before is not None:
+            Console().print(comparison(before, figures_of(json.loads(report.to_json()))))
 
 
 def limits_for(size: Size) -> tuple[int, int]:
@@ -86,6 +97,53 @@ def recall_table(report: EverythingReport) -> Table:
         recalls = [of_size[name] for of_size in report.recall.values()]
         rows.add_row(name, str(number), *("" if recall is None else f"{recall:.3f}" for recall in recalls))
     rows.caption = f"{report.masks:.0f} masks an image, {report.images} images"
+    return rows
+
+
+Figures = dict[str, float]
+"""Main numbers of a report by name: how many images and objects, then what a comparison shows."""
+
+
+def read_figures(folder: Path) -> Figures:
+    """Return the main numbers of an evaluation's folder.
+
+    Raises:
+      ValueError: if it has none, or those of another protocol.
+    """
+    try:
+        return figures_of(json.loads((folder / "evaluation.json").read_text("utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is no folder of sam-jax evaluate that can be compared: {error!r}") from error
+
+
+def figures_of(report: dict[str, Any]) -> Figures:
+    """Return the main numbers of what `Report.to_json` says."""
+    figures = {"images": report["images"], "objects": report["all"]["objects"]}
+    for name, means in {"all": report["all"], **report["by_size"]}.items():
+        figures |= {
+            f"{name}: IoU after {clicks} click{'s' * (int(clicks) > 1)}": iou
+            for clicks, iou in means["click_iou"]["score"].items()
+        }
+        figures[f"{name}: IoU of boxes"] = means["box_iou"]["score"]
+    figures |= {f"clicks to {goal} %": needed["mean"] for goal, needed in report["clicks_needed"]["score"].items()}
+    return figures | {"error of predicted IoU": report["calibration"]["error"]}
+
+
+def comparison(before: Figures, after: Figures) -> Table:
+    """Return two reports on the same images side by side, and what changed.
+
+    Raises:
+      ValueError: where they are of other images or objects.
+    """
+    for what in ("images", "objects"):
+        if before[what] != after[what]:
+            raise ValueError(
+                f"The evaluations to compare are of {before[what]} and of {after[what]} {what}; they must be of the "
+                "same."
+            )
+    rows = Table("by score", "before", "after", "change")
+    for name in [name for name in before if name in after and name not in ("images", "objects")]:
+        rows.add_row(name, f"{before[name]:.3f}", f"{after[name]:.3f}", f"{after[name] - before[name]:+.3f}")
     return rows
 
 

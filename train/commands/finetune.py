@@ -9,32 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 
 from sam_jax.batch.sharding import make_mesh, replicate
 from sam_jax.config import SamConfig
+from sam_jax.decoder.features import map_shapes
 from sam_jax.decoder.model import Sam
+from sam_jax.encoders.encoder import Encoder
 from sam_jax.files.checkpoints import Variables, load, load_encoder, provenance_of, save
 from sam_jax.files.embeddings import EmbeddingStore, StoredDType
 from sam_jax.files.manifest import Provenance
 from sam_jax.images.pixels import encode_image
+from sam_jax.train.commands.held_out import SCENES, measure_of, on_one_device, open_sources
 from sam_jax.train.config import FinetuneConfig
 from sam_jax.train.data.batches import batches
 from sam_jax.train.data.examples import Source
-from sam_jax.train.data.sources import DrawnScenes, Embedded, Encoded, embed, open_source
+from sam_jax.train.data.sources import DrawnScenes, Embedded, Encoded, embed
 from sam_jax.train.evaluation.evaluate import evaluate
 from sam_jax.train.learning.heads import HeadReport, change_masks
-from sam_jax.train.learning.loop import curves, read_metrics, train
+from sam_jax.train.learning.lines import read_lines
+from sam_jax.train.learning.loop import METRICS, curves, train
 from sam_jax.train.learning.lora import add_lora
 from sam_jax.train.learning.optimizer import PRESETS, learning_rate_scales, make_optimizer
-from sam_jax.train.learning.state import ENCODER, flatten, init_state, trained_variables
+from sam_jax.train.learning.state import ENCODER, TrainState, flatten, init_state, trained_variables
 from sam_jax.train.learning.step import make_step
+from sam_jax.train.learning.validation import VALIDATION, read_best
 
-SETTINGS, MODEL = "finetune.json", "model"
-SCENES = "scenes"
-"""What to write instead of a path, for drawn scenes."""
+SETTINGS, MODEL, LAST = "finetune.json", "model", "last"
 SHOWN = 4
 """Images in the picture of samples."""
 
@@ -72,7 +74,9 @@ def finetune(
 
     The run's folder gets `model/` (the result, with the image encoder), `finetune.json` (what was asked for),
     `metrics.jsonl`, `curves.png`, `samples.png`, `checkpoints/`, and, where the encoder does not train and no store is
-    given, `embeddings/`. Images and objects are split over as many devices as divide them evenly.
+    given, `embeddings/`. With held-out images, `model/` is the step that was best on them, `last/` the last, and
+    `validation.jsonl` says how good the run was on them. Images and objects are split over as many devices as divide
+    them evenly.
 
     Args:
       data: a COCO JSON file, a folder (`sam_jax.train.data.sources.open_source`), or "scenes".
@@ -87,43 +91,50 @@ def finetune(
       CheckpointError: for a bad checkpoint.
       TrainingError: if training diverges.
     """
-    out, say = Path(out).expanduser().resolve(), Console(stderr=True)
+    out = Path(out).expanduser().resolve()
     model, variables = load(checkpoint, family=family, prefix=prefix)
     encoder, encoder_variables = load_encoder(checkpoint, family=family, prefix=prefix)
     model, encoder = _computing_in(config.dtype, model), _computing_in(config.dtype, encoder)
     heads = None
     if config.mask_outputs is not None:
         model, variables, heads = change_masks(jax.random.key(config.seed), model, variables, config.mask_outputs)
-    if data == SCENES:
-        source: Source = DrawnScenes(size=model.config.image_size)
-    else:
-        source = open_source(Path(data), split_components=config.split_components)
-        for note in source.notes:
-            say.print(note)
-
+    source, held_out = open_sources(data, config, model.config.image_size, Console(stderr=True))
     params, constants = flatten(variables, encoder_variables)
     if config.train == "lora":
         params = add_lora(jax.random.key(config.seed), params, config.lora_rank)
     scales = learning_rate_scales(params, PRESETS[config.train])
+    if not any(scales.values()):
+        raise ValueError(f"There is nothing in this decoder that train={config.train!r} trains.")
     optimizer = make_optimizer(config.optimizer, scales, config.loop.steps)
     mesh = _mesh(config)
     state = init_state(params, constants, scales, optimizer)
     state = state if mesh is None else replicate(state, mesh)
 
     # A frozen encoder need see each image but once; of drawn scenes, no image comes twice.
-    in_step = data == SCENES or any(path.startswith(ENCODER) for path in state.params)
+    encoder_trains = any(path.startswith(ENCODER) for path in state.params)
+    in_step = data == SCENES or encoder_trains
     if in_step and config.embeddings is not None:
         raise ValueError(
             "embeddings must be left out where the encoder trains or scenes are drawn: it sees each image in the step."
         )
+    if not encoder_trains and config.augment.is_on:
+        raise ValueError("augment must be left out where the encoder does not train: it sees each image once.")
     origin = provenance_of(checkpoint, family, prefix)
+    stored_as = model.config, config.dtype, origin
     store = None if config.embeddings is None else _opened(config.embeddings, model.config, origin)
     _claim(out, {"data": data, "checkpoint": checkpoint, "family": family, "prefix": prefix}, config)
     encode = functools.partial(encode_image, encoder, encoder_variables)
     if not in_step:
-        store = store or _store(out / "embeddings", model.config, config.dtype, origin)
+        store = store or _store(out / "embeddings", *stored_as)
         embed(source, store, encode)
     seen = source if store is None else Embedded(source, store)
+    measure = None
+    if held_out is not None and encoder_trains:
+        measure = measure_of(_computing_in("float32", model), held_out, encoder)
+    elif held_out is not None:
+        of_held_out = store if store and config.split else _store(out / "embeddings_held_out", *stored_as)
+        embed(held_out, of_held_out, encode)
+        measure = measure_of(_computing_in("float32", model), Embedded(held_out, of_held_out))
     step = make_step(
         model,
         optimizer,
@@ -144,19 +155,48 @@ def finetune(
         preprocessing=encoder.config.preprocessing,
         frame_size=encoder.config.image_size,
         target_scale=config.target_scale,
+        augmentation=config.augment.or_default(encoder_trains and data != SCENES),
     )
     with contextlib.closing(stream):
-        state = train(out, state, step, stream, config.loop)
+        state = train(out, state, step, stream, config.loop, measure)
 
-    state = jax.tree.map(jnp.asarray, jax.device_get(state))  # from all devices to one
-    variables, encoder_variables = trained_variables(state)
-    model, encoder = _computing_in("float32", model), _computing_in("float32", encoder)
     provenance = dataclasses.replace(origin, source=f"fine-tuned from {origin.source or checkpoint}", sha256=None)
-    say.print(f"Writing {out / MODEL} and the pictures beside it")
-    save(out / MODEL, model, variables, encoder, encoder_variables, provenance=provenance, overwrite=True)
-    shown = DrawnScenes(SHOWN, model.config.image_size, held_out=True) if data == SCENES else source
-    _draw(out, model, variables, Encoded(shown, functools.partial(encode_image, encoder, encoder_variables)))
+    modules = _computing_in("float32", model), _computing_in("float32", encoder)
+    shown = held_out or (DrawnScenes(SHOWN, model.config.image_size, held_out=True) if data == SCENES else source)
+    _write(out, on_one_device(state), modules, provenance, shown, validated=held_out is not None)
     return Result(out / MODEL, _size(state.params), _size(state.frozen), heads)
+
+
+def _write(
+    out: Path,
+    state: TrainState,
+    modules: tuple[Sam, Encoder],
+    provenance: Provenance,
+    shown: Source,
+    validated: bool,
+) -> None:
+    """Write what a run came to: the best or the only checkpoint, the last one where another was best, and pictures."""
+    say, (model, encoder) = Console(stderr=True), modules
+
+    def write(name: str, variables: tuple[Variables, Variables]) -> None:
+        save(out / name, model, variables[0], encoder, variables[1], provenance=provenance, overwrite=True)
+
+    say.print(f"Writing {out / MODEL} and the pictures beside it")
+    best = trained_variables(state)
+    if validated:
+        number, params = read_best(out)
+        say.print(f"{MODEL}/ is step {number}, the best on the held-out images; {LAST}/ is step {int(state.step)}.")
+        write(LAST, best)
+        best = trained_variables(state, params)
+    write(MODEL, best)
+    _draw(out, model, best[0], Encoded(shown, functools.partial(encode_image, encoder, best[1])))
+
+
+def _draw(out: Path, model: Sam, variables: Variables, shown: Source) -> None:
+    """Draw the run's curves, and what its model makes of the first images."""
+    examples = (shown[index] for index in range(min(SHOWN, len(shown))))
+    evaluate(model, variables, examples, cap=5, objects=8).picture().save(out / "samples.png")
+    curves(read_lines(out / METRICS), read_lines(out / VALIDATION)).save(out / "curves.png")
 
 
 def _claim(out: Path, told: dict[str, str | None], config: FinetuneConfig) -> None:
@@ -192,15 +232,7 @@ def _opened(path: str, decoder: SamConfig, origin: Provenance) -> EmbeddingStore
 
 
 def _store(path: Path, decoder: SamConfig, dtype: StoredDType, origin: Provenance) -> EmbeddingStore:
-    shape = *decoder.grid_size, decoder.width
-    return EmbeddingStore.create(path, shape, decoder.image_size, dtype, origin)
-
-
-def _draw(out: Path, model: Sam, variables: Variables, shown: Source) -> None:
-    """Draw the run's curves, and what its model makes of the first images."""
-    examples = (shown[index] for index in range(min(SHOWN, len(shown))))
-    evaluate(model, variables, examples, cap=5, objects=8).picture().save(out / "samples.png")
-    curves(read_metrics(out, int(1e9))).save(out / "curves.png")
+    return EmbeddingStore.create(path, map_shapes(decoder), decoder.image_size, dtype, origin)
 
 
 def _size(params: dict[str, Any]) -> int:

@@ -27,11 +27,13 @@ from sam_jax.files import conversion
 from sam_jax.files.checkpoints import load, load_encoder, save
 from sam_jax.files.manifest import Provenance
 from sam_jax.train.commands import evaluate as evaluate_command
-from sam_jax.train.commands.finetune import MODEL, SCENES, SETTINGS, finetune
+from sam_jax.train.commands.finetune import MODEL, SETTINGS, finetune
 from sam_jax.train.commands.grow import deepen_encoder, widen_decoder, widen_neck
+from sam_jax.train.commands.held_out import SCENES
 from sam_jax.train.config import FinetuneConfig, LoopConfig, LossConfig, OptimizerConfig, Simulation
 from sam_jax.train.evaluation.report import MEANS_AFTER
-from sam_jax.train.learning.loop import read_metrics
+from sam_jax.train.learning.lines import read_lines
+from sam_jax.train.learning.loop import METRICS
 
 IMAGE_SIZE = (128, 128)
 """What training begins with: a step takes a quarter of the time of one with `LARGER`."""
@@ -232,7 +234,7 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
 
 def describe_run(run: Path) -> dict[str, Any]:
     """Return what a run was told and by what command, and how far it came: steps, and hours of computing."""
-    lines = read_metrics(run, int(1e9))
+    lines = read_lines(run / METRICS)
     before = [0, *(line["step"] for line in lines)]
     seconds = sum(line["seconds"] * (line["step"] - last) for line, last in zip(lines, before, strict=False))
     told = json.loads((run / SETTINGS).read_text("utf-8"))

@@ -4,6 +4,7 @@ Targets are as large as the low-res logits, or a whole number of times as large 
 frame. Each of their pixels is the *share* of what it covers that the object has; 0.5 and more is in the object.
 """
 
+import dataclasses
 import functools
 
 import grain
@@ -15,10 +16,14 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
 from sam_jax.config import SamConfig
+from sam_jax.decoder.features import Features
 from sam_jax.encoders.config import Preprocessing
 from sam_jax.images.preprocess import prepare, size_in_frame
-from sam_jax.images.resize import Size, coverage
+from sam_jax.images.resize import coverage
+from sam_jax.images.size import Size
 from sam_jax.prompts import AnyArray
+from sam_jax.train.config import Augmentation
+from sam_jax.train.data.augment import augmented
 from sam_jax.train.data.examples import Example, Source
 
 
@@ -28,7 +33,8 @@ class Batch:
 
     Attributes:
       images: padded input frames, normalised; None where there are embeddings.
-      embeddings: of the images, channels last; None where the encoder is to run.
+      embeddings: of the images, channels last, all maps where the decoder takes several; None where the encoder is to
+        run.
       targets: share of each pixel that is in the object; of the part of it that is in the image.
       weight: share of each pixel that is in the image: 0 on padding.
       valid: False for an object that exists only to fill up the number, or is too small to fill half a pixel.
@@ -36,7 +42,7 @@ class Batch:
     """
 
     images: Float[AnyArray, "*b fh fw 3"] | None
-    embeddings: Float[AnyArray, "*b h w c"] | None
+    embeddings: Features | None
     targets: Float[AnyArray, "*b o ty tx"]
     weight: Float[AnyArray, "*b ty tx"]
     valid: Bool[AnyArray, "*b o"]
@@ -54,6 +60,7 @@ def batches(
     preprocessing: Preprocessing = "sam",
     frame_size: Size | None = None,
     target_scale: int = 1,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
     process: int | None = None,
     processes: int | None = None,
 ) -> "grain.DatasetIterator[Batch]":
@@ -73,6 +80,7 @@ def batches(
       preprocessing: that of the encoder which is to run (`encoder.config.preprocessing`).
       frame_size: height and width of that encoder's frame (`encoder.config.image_size`); the decoder's if not given.
       target_scale: how many pixels of a target a low-res pixel has along each side.
+      augmentation: how images change that are not encoded; what it leaves open does not.
       process: the number of this process; JAX's by default.
       processes: how many there are; JAX's by default.
 
@@ -97,6 +105,7 @@ def batches(
             preprocessing=preprocessing,
             frame_size=frame_size,
             target_scale=target_scale,
+            augmentation=augmentation,
         )
     )
     # Split after everything random, which goes by an item's number among all.
@@ -119,27 +128,32 @@ def make_item(
     preprocessing: Preprocessing = "sam",
     frame_size: Size | None = None,
     target_scale: int = 1,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
 ) -> Batch:
     """Return one image of a batch, its arrays without the image axis.
 
     Args:
       example: the image and all of its objects.
-      rng: for the choice of objects.
+      rng: for the choice of objects, and for what changes.
       config: settings of the decoder.
       objects: how many objects to take.
       preprocessing: of an image that is not encoded.
       frame_size: as in `batches`.
       target_scale: as in `batches`.
+      augmentation: as in `batches`.
     """
     number = len(example.masks)
     chosen = example.masks[rng.choice(number, min(objects, number), replace=False)]
+    if example.encoded is None:
+        example = augmented(dataclasses.replace(example, masks=chosen), rng, augmentation)
+        chosen = example.masks
     frame = embedding = None
     if example.encoded is None:
         frame, _ = prepare(example.image, frame_size or config.image_size, preprocessing)
         height, width, _ = example.image.shape
         input_size = size_in_frame((height, width), config.image_size, preprocessing)
     else:
-        embedding, input_size = np.asarray(example.encoded.embedding, np.float32), example.encoded.input_size
+        embedding, input_size = jax.tree.map(_float32, example.encoded.embedding), example.encoded.input_size
     found, weight = make_targets(chosen, input_size, config, target_scale)
     targets = np.zeros((objects, *weight.shape), np.float32)
     targets[: len(chosen)] = found
@@ -151,6 +165,10 @@ def make_item(
         valid=np.any(targets >= 0.5, axis=(1, 2)),
         input_size=np.array(input_size, np.int32),
     )
+
+
+def _float32(values: AnyArray) -> np.ndarray:
+    return np.asarray(values, np.float32)
 
 
 def make_targets(

@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.progress import track
 
 from sam_jax.errors import describe, in_words
-from sam_jax.images.read import Header, read_header, read_image
-from sam_jax.images.resize import Size
-from sam_jax.train.data.examples import Example, Problems, check_room, of_wide_images
+from sam_jax.images.read import Header, Reading, read_header, read_image
+from sam_jax.images.size import Size
+from sam_jax.images.windows import Window, windows_of
+from sam_jax.train.data.examples import Example, Problems, check_room, range_note
 from sam_jax.train.data.outlines import Outline, draw_outline, has_pixels, read_outline
+from sam_jax.train.data.tiles import objects_of_tiles, tile_name
 
 MANY = 2000
 """Annotations from which on checking shows its progress."""
@@ -32,11 +34,12 @@ class _Place(NamedTuple):
     told_size: Size | None
 
 
-class _Image(NamedTuple):
-    """An image of the file that has objects."""
+class _Part(NamedTuple):
+    """An image of the file, or a tile of it, that has objects."""
 
     path: Path
     size: Size
+    window: Window
     outlines: list[Outline]
 
 
@@ -50,18 +53,30 @@ class CocoImages:
       notes: what was left out, and what else is worth knowing: a sentence each.
     """
 
-    def __init__(self, annotations: Path | Sequence[Path], images: Path) -> None:
+    def __init__(
+        self,
+        annotations: Path | Sequence[Path],
+        images: Path,
+        *,
+        reading: Reading = Reading(),  # noqa: B008 - frozen
+        tile: int | None = None,
+        once: bool = False,
+    ) -> None:
         """Read and check everything but the pixels of the images.
 
         Args:
           annotations: the JSON file, or several; also SA-1B's, one for each image.
           images: the folder that the file names are in.
+          reading: how images are read.
+          tile: side in pixels of the tiles that become the examples; by default they are the images.
+          once: give each object to one tile alone.
 
         Raises:
           ValueError: naming every file, image and annotation that is bad, or for no object at all.
         """
         files = [Path(annotations)] if isinstance(annotations, (str, Path)) else list(annotations)
-        self.file, self.folder = files[0] if len(files) == 1 else files[0].parent, images
+        self.json, self.folder = files[0] if len(files) == 1 else files[0].parent, images
+        self.reading = reading
         problems, left_out = Problems(), collections.Counter[str]()
         known: dict[str, Entry] = {}
         of_image: dict[str, list[tuple[str, Entry]]] = collections.defaultdict(list)
@@ -78,7 +93,7 @@ class CocoImages:
                 problems.add(f"{where} is of image {number}, which is not in the file.")
         places = {number: self._place(known[number], problems) for number in of_image}
         self.turned = _are_turned([place for place in places.values() if place])
-        self.images: list[_Image] = []
+        self.parts: list[_Part] = []
         many = sum(map(len, of_image.values())) >= MANY
         steps = track(of_image.items(), "Checking annotations", console=Console(stderr=True), disable=not many)
         for number, entries in steps:
@@ -86,19 +101,20 @@ class CocoImages:
                 size = self._size(place, problems)
                 outlines = [_outline(entry, size, where, problems, left_out) for where, entry in entries]
                 present = [outline for outline in outlines if outline]
+                parts = _parts(place.path, size, present, tile, once)
                 try:
-                    check_room(len(present), size, f"{self.file}: image {number}")
+                    for part in parts:
+                        check_room(len(part.outlines), part.window.size, f"{self.json}: image {number}")
                 except ValueError as error:
                     problems.add(str(error))
-                if present:
-                    self.images.append(_Image(place.path, size, present))
+                self.parts += parts
         problems.raise_all()
         told = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
-        if not self.images:
-            raise ValueError(f"{self.file} has no objects: {told or 'it has no annotations'}.")
+        if not self.parts:
+            raise ValueError(f"{self.json} has no objects: {told or 'it has no annotations'}.")
         wide = [place.path.name for place in places.values() if place and place.header.wide]
-        self.notes = (f"{self.file}: left out {told}.",) if told else ()
-        self.notes += of_wide_images(wide, len(places))
+        self.notes = (f"{self.json}: left out {told}.",) if told else ()
+        self.notes += range_note(wide, len(places), reading)
 
     def _place(self, image: Entry, problems: Problems) -> "_Place | None":
         """Find an image's file, and read its header; a problem where that cannot be done."""
@@ -111,7 +127,7 @@ class CocoImages:
 
     def _locate(self, image: Entry) -> Path:
         """The one file that a file name can mean: as it says, below `images/`, or by its last part."""
-        where, name = f"{self.file}: image {image['id']}", image["file_name"]
+        where, name = f"{self.json}: image {image['id']}", image["file_name"]
         if not isinstance(name, str) or not name:
             raise ValueError(f"{where} must have a text as file_name, got {describe(name)}.")
         parts = PurePosixPath(_path_of(name).replace("\\", "/")).parts
@@ -144,17 +160,38 @@ class CocoImages:
         """Height and width of an image as it will be read; a problem where the JSON says something else."""
         size = place.header.turned_size if self.turned else place.header.size
         if place.told_size not in (None, size):
-            problems.add(f"{place.path} is {in_words(size)}, but {self.file} says {in_words(place.told_size)}.")
+            problems.add(f"{place.path} is {in_words(size)}, but {self.json} says {in_words(place.told_size)}.")
         return size
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.parts)
+
+    def file(self, index: int) -> Path:
+        """Return the file of an example's image."""
+        return self.parts[index].path
 
     def __getitem__(self, index: int) -> Example:
-        image = self.images[index]
-        masks = np.stack([draw_outline(outline, image.size) for outline in image.outlines])
-        name = str(image.path.relative_to(self.folder)).replace("/", "__")
-        return Example(read_image(image.path, turned=self.turned), masks, name)
+        part = self.parts[index]
+        masks = np.stack([draw_outline(outline, part.size)[part.window.pixels] for outline in part.outlines])
+        name = str(part.path.relative_to(self.folder)).replace("/", "__")
+        if part.window.size != part.size:
+            name = tile_name(name, part.window.x0, part.window.y0)
+        image = read_image(part.path, self.reading, turned=self.turned)
+        return Example(image[part.window.pixels], masks, name)
+
+
+def _parts(path: Path, size: Size, outlines: Sequence[Outline], tile: int | None, once: bool) -> list[_Part]:
+    """The tiles of an image that have objects; without tiles, the image."""
+    windows = windows_of(size, tile)
+    if len(windows) == 1:
+        return [_Part(path, size, windows[0], list(outlines))] if outlines else []
+    counts, areas = np.zeros((len(windows), len(outlines)), int), np.zeros(len(outlines), int)
+    for i, outline in enumerate(outlines):
+        mask = draw_outline(outline, size)
+        areas[i] = mask.sum()
+        counts[:, i] = [mask[window.pixels].sum() for window in windows]
+    chosen = zip(windows, objects_of_tiles(counts, areas, once=once), strict=True)
+    return [_Part(path, size, window, [outlines[i] for i in some]) for window, some in chosen if some]
 
 
 def _are_turned(places: Sequence[_Place]) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -9,7 +10,15 @@ from jaxtyping import Bool, UInt8
 
 from sam_jax.errors import in_words
 from sam_jax.images.pixels import EncodedImage
-from sam_jax.images.resize import Size
+from sam_jax.images.read import Reading
+from sam_jax.images.size import Size
+
+RULES = {
+    "file": "the smallest value that the file's type can hold becomes 0 and the largest 255",
+    "image": "the smallest value becomes 0 and the largest 255",
+    "channel": "the smallest value of each channel becomes 0 and the largest 255",
+}
+"""Rules for ranges (`Reading.range`) in words."""
 
 MOST_BYTES = 1 << 31
 """What the masks of an image's objects may take."""
@@ -38,6 +47,17 @@ class Example:
         return height, width
 
 
+def encoded_image(example: Example) -> EncodedImage:
+    """Return what an example's image was encoded to.
+
+    Raises:
+      ValueError: if it was not encoded.
+    """
+    if example.encoded is None:
+        raise ValueError(f"{example.name} is not encoded; sam_jax.train.data.sources.Encoded gives encoded examples.")
+    return example.encoded
+
+
 @runtime_checkable
 class Source(Protocol):
     """Examples by number, each the same every time."""
@@ -48,6 +68,23 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Example:
         """Return one of them."""
+        ...
+
+
+@runtime_checkable
+class Files(Source, Protocol):
+    """A source whose images are files.
+
+    Attributes:
+      reading: how they are read.
+      notes: what was left out, and what else is worth knowing: a sentence each.
+    """
+
+    reading: Reading
+    notes: tuple[str, ...]
+
+    def file(self, index: int) -> Path:
+        """Return the file of an example's image."""
         ...
 
 
@@ -82,11 +119,19 @@ def check_room(objects: int, size: Size, where: str) -> None:
         )
 
 
-def of_wide_images(names: Sequence[str], images: int) -> tuple[str, ...]:
-    """Return a note on the images of more than 8 bits, if there are any: `read_image` stretches each."""
-    if not names:
+def range_note(wide: Sequence[str], images: int, reading: Reading) -> tuple[str, ...]:
+    """Return a note on the rule for ranges, if it changes any image.
+
+    Args:
+      wide: names of the images of more than 8 bits.
+      images: how many images there are.
+      reading: how they are read.
+    """
+    if reading.range != "auto":
+        return (f"Range of all images: {RULES[reading.range]} (--range {reading.range}).",)
+    if not wide:
         return ()
     return (
-        f"{len(names)} of {images} images have more than 8 bits, such as {names[0]}. "
-        "Of each, the smallest value becomes 0 and the largest 255.",
+        f"{len(wide)} of {images} images have more than 8 bits, such as {wide[0]}. Of each, {RULES['image']} "
+        "(--range image).",
     )

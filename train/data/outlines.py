@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sam_jax.errors import describe
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 
 MOST_OUTLINE = 256
 """How many times the sum of an image's height and width the outlines of an object may be long, in pixels."""

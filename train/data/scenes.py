@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
-from sam_jax.images.resize import Size
+from sam_jax.images.size import Size
 from sam_jax.train.data.shapes import OUTLINES, TRAINING_CLASSES, Outline, place
 from sam_jax.train.data.surfaces import Colour, nearby_colour, random_colour, smooth_noise, surface
 

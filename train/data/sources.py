@@ -5,7 +5,7 @@ not hours into it. Its items are read when they are asked for, and are the same 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,11 @@ from rich.progress import track
 
 from sam_jax.files.embeddings import EmbeddingStore, digest_of
 from sam_jax.images.pixels import EncodedImage
-from sam_jax.images.resize import Size
+from sam_jax.images.read import Reading
+from sam_jax.images.size import Size
 from sam_jax.train.data.coco import CocoImages
-from sam_jax.train.data.examples import Example, Source
-from sam_jax.train.data.labels import LabelFolder
+from sam_jax.train.data.examples import Example, Files, Source
+from sam_jax.train.data.labels import LabelFolder, has_labels
 from sam_jax.train.data.scenes import HELD_OUT_SEEDS, draw_scene
 from sam_jax.train.data.shapes import TRAINING_CLASSES
 
@@ -26,31 +27,43 @@ Encode = Callable[[UInt8[np.ndarray, "height width 3"]], EncodedImage]
 """From RGB pixels to the encoded image: `sam_jax.images.pixels.encode_image` with an encoder and its variables."""
 
 
-def open_source(data: Path, *, split_components: bool = False) -> CocoImages | LabelFolder:
+def open_source(
+    data: Path,
+    *,
+    split_components: bool = False,
+    reading: Reading = Reading(),  # noqa: B008 - frozen
+    tile: int | None = None,
+    once: bool = False,
+) -> CocoImages | LabelFolder:
     """Return the source that a path holds, all of it checked.
 
     Args:
-      data: a COCO JSON file with its images beside it or in `images/` beside it; a folder with `images/` and either
-        `annotations.json` or `labels/`; or a folder of SA-1B's JSON files with their images.
+      data: a COCO JSON file with its images beside it or in `images/` beside it; a folder with `images/` and
+        `annotations.json`; a folder with label images (`LabelFolder`); or a folder of SA-1B's JSON files with their
+        images.
       split_components: of label images, make each connected blob of a value an object of its own.
+      reading: how images are read.
+      tile: side in pixels of the tiles that become the examples (`windows_of`); by default they are the images. An
+        object that a tile's edge cuts is left out of it where few pixels of it are left.
+      once: give each object to one tile alone, to measure it once.
 
     Raises:
       ValueError: where the data is bad.
       FileNotFoundError: where there is none.
     """
-    data = Path(data)
+    data, how = Path(data), {"reading": reading, "tile": tile, "once": once}
     if data.is_dir() and (data / "annotations.json").is_file():
         data = data / "annotations.json"
     if data.is_file():
         beside = data.parent / "images"
-        return CocoImages(data, beside if beside.is_dir() else data.parent)
-    if (data / "labels").is_dir():
-        return LabelFolder(data, split_components=split_components)
+        return CocoImages(data, beside if beside.is_dir() else data.parent, **how)
+    if has_labels(data):
+        return LabelFolder(data, split_components=split_components, **how)
     if data.is_dir() and (files := sorted(data.glob("[!.]*.json"))):
-        return CocoImages(files, data)
+        return CocoImages(files, data, **how)
     raise FileNotFoundError(
-        f"{data} is no data set: it must be a COCO JSON file, or a folder with images/ and either annotations.json or "
-        "labels/."
+        f"{data} is no data set: it must be a COCO JSON file, or a folder with images/ and either annotations.json, "
+        "labels/ or masks/, or with labels NAME_mask beside the images."
     )
 
 
@@ -86,6 +99,50 @@ class DrawnScenes:
         seed = self.first_seed + index
         scene = draw_scene(seed, self.size, self.classes)
         return Example(scene.image, scene.masks, f"scene_{seed}")
+
+
+class Part:
+    """Some examples of a source, and of each at most so many objects, the same every time.
+
+    Args:
+      source: the examples.
+      indices: of those to take.
+      objects: of each; by default all.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int], objects: int | None = None) -> None:
+        self.source, self.indices, self.objects = source, tuple(indices), objects
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.source[self.indices[index]]
+        if self.objects is None or len(example.masks) <= self.objects:
+            return example
+        chosen = np.random.default_rng(index).choice(len(example.masks), self.objects, replace=False)
+        return dataclasses.replace(example, masks=example.masks[np.sort(chosen)])
+
+
+def split(source: Source, share: float, seed: int) -> tuple[Part, Part]:
+    """Return most of a source's images and a share of them that is held out, at least one each.
+
+    Args:
+      source: the examples.
+      share: of the images to hold out, between 0 and 1.
+      seed: of the choice.
+
+    Raises:
+      ValueError: for a single image.
+    """
+    files = [source.file(i) if isinstance(source, Files) else i for i in range(len(source))]
+    images = sorted(set(files))  # the tiles of an image stay together
+    if len(images) < 2:
+        raise ValueError(f"There is {len(images)} image: to hold out some, there must be 2 or more.")
+    number = min(max(round(share * len(images)), 1), len(images) - 1)
+    held_out = {images[i] for i in np.random.default_rng(seed).permutation(len(images))[:number]}
+    parts = [[i for i, file in enumerate(files) if (file in held_out) == wanted] for wanted in (False, True)]
+    return Part(source, parts[0]), Part(source, parts[1])
 
 
 class Embedded:

@@ -21,7 +21,7 @@ from sam_jax.decoder.model import Sam, Variables
 from sam_jax.images.draw import draw_everything, side_by_side
 from sam_jax.images.plot import stacked
 from sam_jax.images.run_lengths import coco_run_lengths, decoded
-from sam_jax.train.data.examples import Example
+from sam_jax.train.data.examples import Example, encoded_image
 from sam_jax.train.evaluation.metrics import COCO_LIMITS, SIZE_CLASSES
 from sam_jax.train.evaluation.report import write_evaluation
 
@@ -91,11 +91,7 @@ def evaluate_everything(
     """
     known, found, sizes, samples = [], [], [], []
     for number, example in enumerate(examples, 1):
-        if example.encoded is None:
-            raise ValueError(
-                f"{example.name} is not encoded; sam_jax.train.data.sources.Encoded gives encoded examples."
-            )
-        encoded = example.encoded
+        encoded = encoded_image(example)
         records = generate_records(model, variables, encoded.original_size, lambda _, it=encoded: it, settings)
         records = sorted(records, key=_rank, reverse=True)[: MASKS[-1]]
         masks = example.masks[example.masks.any((1, 2))]

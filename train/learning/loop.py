@@ -2,13 +2,12 @@
 
 A run is a folder. `checkpoints/` has what moves (parameters that train, the optimizer's state, the place in the data),
 so that a run that is killed at any point and started again goes on from the last checkpoint as if nothing had happened.
-`metrics.jsonl` has one line for every few steps.
+`metrics.jsonl` has one line for every few steps: `step`, `seconds` per step, and the means of what the steps returned.
 """
 
 import contextlib
 import dataclasses
 import datetime
-import json
 import math
 import signal
 import threading
@@ -26,14 +25,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sam_jax.images.plot import line_plot, stacked
+from sam_jax.memory import peak_memory
 from sam_jax.train.config import LoopConfig
+from sam_jax.train.learning.lines import Line, append_line, read_lines, write_lines
 from sam_jax.train.learning.state import TrainState
 from sam_jax.train.learning.step import Step
+from sam_jax.train.learning.validation import Measure, Validation
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
-
-Line = dict[str, float]
-"""One line of metrics: `step`, `seconds` per step, and the means of what the steps returned."""
 
 
 class TrainingError(ValueError):
@@ -46,8 +45,12 @@ def train(
     step: Step,
     batches: "grain.DatasetIterator",
     config: LoopConfig = LoopConfig(),  # noqa: B008
+    measure: Measure | None = None,
 ) -> TrainState:
     """Train until `config.steps`, from the run's last checkpoint if there is one, and return the last state.
+
+    With held-out images, the run looks at them before the first step, every `config.look_every` steps, and after
+    the last one. The parameters of the best look are kept (`validation.read_best`), and `config.patience` ends the run.
 
     Args:
       run: the run's folder, made if need be.
@@ -55,6 +58,7 @@ def train(
       step: what `make_step` returned.
       batches: an endless iterator whose state can be kept, as `sam_jax.train.data.batches.batches` returns.
       config: how long, and what is written when.
+      measure: from a state to how good it is on held-out images.
 
     Raises:
       TrainingError: for a metric that is not finite, or a loss far above the lowest that there was.
@@ -65,30 +69,55 @@ def train(
     with checkpoint_manager(run, config.keep) as manager, _progress() as progress, _ctrl_c() as interrupted:
         state = resume(manager, state, batches)
         number = int(state.step)
-        history = read_metrics(run, number)
-        _write_lines(run, history, "w")  # lines after the checkpoint are about steps that are done again
+        history = read_lines(run / METRICS, number)
+        write_lines(run / METRICS, history)  # lines after the checkpoint are about steps that are done again
         task = progress.add_task("training", total=config.steps, completed=number, note="")
-        pending, since, stopping = [], time.monotonic(), False
+        validation = measure and Validation(run, measure, state, config.patience)
+
+        def keep() -> None:
+            save_checkpoint(manager, state, batches)
+            manager.wait_until_finished()
+
+        def look() -> None:
+            if validation:
+                validation.look(state, keep)
+                progress.console.print(f"step {number}: {validation.in_words()}")
+
+        if validation and not validation.history:
+            look()
+        stopping = bool(validation and validation.is_over)
+        pending, clock = [], _Clock()
         while number < config.steps and not stopping:
             state, metrics = step(state, next(batches))
             pending.append(metrics)
             number += 1
+            if clock.tick(metrics):
+                progress.console.print(clock.in_words(config.steps - number))
             stopping = interrupted.is_set()
             last = stopping or number == config.steps
             if number % config.log_every == 0 or last:
-                line = summarise(number, jax.device_get(pending), time.monotonic() - since)
+                line = summarise(number, jax.device_get(pending), clock.seconds())
                 check_line(line, history, config.diverged)
                 history.append(line)
-                _write_lines(run, [line], "a")
+                append_line(run / METRICS, line)
                 progress.update(task, completed=number, note=f"loss {line['loss']:.4f}")
                 if not progress.console.is_terminal:
                     progress.console.print(_in_words(line, config.steps))
-                pending, since = [], time.monotonic()
+                pending = []
+                clock.begin()
+            if validation and (number % config.look_every == 0 or number == config.steps):
+                look()
+                clock.begin()
+                stopping = last = last or validation.is_over
             if number % config.save_every == 0 or last:
                 save_checkpoint(manager, state, batches)
-        if stopping:
+        if interrupted.is_set():
             progress.console.print(f"Stopped after step {number}, which is saved. The same command goes on from there.")
             raise KeyboardInterrupt
+        if validation and validation.is_over:
+            progress.console.print(
+                f"Ended after step {number} of {config.steps}: {config.patience} looks had no new best."
+            )
     return state
 
 
@@ -98,7 +127,9 @@ def checkpoint_manager(run: Path, keep: int) -> ocp.CheckpointManager:
 
 
 def save_checkpoint(manager: ocp.CheckpointManager, state: TrainState, batches: "grain.DatasetIterator") -> None:
-    """Keep what moves: the state without its frozen part, and the place in the data."""
+    """Keep what moves: the state without its frozen part, and the place in the data; once for each step."""
+    if manager.latest_step() == int(state.step):
+        return
     data = grain.checkpoint.CheckpointSave(batches)  # pyright: ignore[reportCallIssue]
     manager.save(int(state.step), args=ocp.args.Composite(state=ocp.args.StandardSave(_moving(state)), data=data))
 
@@ -126,10 +157,10 @@ def summarise(step: int, metrics: Sequence[Mapping[str, Any]], seconds: float) -
     Args:
       step: number of the last of them.
       metrics: of each step.
-      seconds: that all of them took.
+      seconds: that each took.
     """
     means = {name: float(np.mean([float(values[name]) for values in metrics])) for name in metrics[0]}
-    return {"step": step, "seconds": seconds / len(metrics), **means}
+    return {"step": step, "seconds": seconds, **means}
 
 
 def check_line(line: Line, history: Sequence[Line], diverged: float) -> None:
@@ -154,40 +185,61 @@ def check_line(line: Line, history: Sequence[Line], diverged: float) -> None:
     )
 
 
-def read_metrics(run: Path, up_to: int) -> list[Line]:
-    """Return a run's lines of metrics up to a step. A last line that a kill cut off is left out."""
-    lines: list[Line] = []
-    for text in (run / METRICS).read_text("utf-8").splitlines() if (run / METRICS).exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return [line for line in lines if line["step"] <= up_to]
-
-
-def curves(lines: Sequence[Line]) -> Image.Image:
+def curves(lines: Sequence[Line], held_out: Sequence[Line] = ()) -> Image.Image:
     """Return a picture of the terms of the loss, and of the overlaps, over the steps.
 
     Args:
       lines: metrics of a run, at least one.
+      held_out: lines of its validation.
     """
     steps = (0.0, lines[-1]["step"])
 
-    def plot(names: Sequence[str], top: float) -> Image.Image:
-        points = {name: [(line["step"], line[name]) for line in lines] for name in names}
-        return line_plot(points, steps, (0, top))
+    def points(lines: Sequence[Line], name: str) -> list[tuple[float, float]]:
+        return [(line["step"], line[name]) for line in lines]
 
+    terms = {name: points(lines, name) for name in ("loss", "focal", "dice", "iou")}
+    overlaps = {name: points(lines, name) for name in ("first_overlap", "last_overlap")}
+    if held_out:
+        overlaps |= {f"held-out {name}": points(held_out, name) for name in ("click", "box")}
     highest = max(line["loss"] for line in lines)
-    return stacked([plot(("loss", "focal", "dice", "iou"), highest), plot(("first_overlap", "last_overlap"), 1)])
+    return stacked([line_plot(terms, steps, (0, highest)), line_plot(overlaps, steps, (0, 1))])
+
+
+class _Clock:
+    """Seconds per step, without the first step, which compiles."""
+
+    def __init__(self) -> None:
+        self.ticks, self.before = 0, time.monotonic()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the steps so far."""
+        self.steps, self.since = 0, time.monotonic()
+
+    def tick(self, metrics: Any) -> bool:
+        """Count a step, and return whether it is the second: the first that says how long all others take."""
+        self.ticks += 1
+        self.steps += 1
+        if self.ticks <= 2:
+            jax.block_until_ready(metrics)
+        if self.ticks == 1:
+            self.begin()
+        return self.ticks == 2
+
+    def seconds(self) -> float:
+        """Of a step since `begin`; of the first step where there is no other."""
+        now = time.monotonic()
+        return (now - self.since) / self.steps if self.steps else now - self.before
+
+    def in_words(self, left: int) -> str:
+        """What a run of so many more steps takes, from the steps since `begin`."""
+        seconds, memory = self.seconds(), peak_memory() / 2**30
+        all_of_them = datetime.timedelta(seconds=round(seconds * left))
+        return f"A step takes {seconds:.2f} s; {left} more take {all_of_them}. {memory:.1f} GiB of memory are in use."
 
 
 def _moving(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "optimizer": state.optimizer}
-
-
-def _write_lines(run: Path, lines: Sequence[Line], mode: str) -> None:
-    with (run / METRICS).open(mode, encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def _in_words(line: Line, steps: int) -> str:

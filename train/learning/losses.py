@@ -22,7 +22,8 @@ ALPHA, GAMMA = 0.25, 2.0
 """The focal loss's share of the object's pixels, and how fast it forgets pixels that are right already."""
 
 Terms = dict[str, Float[Array, "*batch"]]
-"""The terms apart, one number per object: `focal`, `dice`, `iou` (squared error of the score), and `overlap`."""
+"""The terms apart, one number per object: `focal`, `dice`, `iou` (squared error of the score), and `overlap`; of SAM-HQ
+`hq` as well, the focal and dice losses of its own mask together."""
 
 
 def focal_map(logits: Float[AnyArray, "*batch"], targets: Float[AnyArray, "*#batch"]) -> Float[Array, "*batch"]:
@@ -92,6 +93,8 @@ def object_losses(
 
     An ambiguous prompt has three masks: the one of the lowest loss alone is taught, so that the others may mean
     something else, while all three scores learn how good their masks are. With several prompts, mask 0 alone counts.
+    SAM-HQ's mask learns the object by itself, as in its authors' training (`train/train.py` of SysCV/sam-hq), though it
+    is added to another when it is used. An object score is not taught.
 
     Logits are brought to the targets' resolution. The dice loss makes them say yes or no to each pixel: where that is a
     low-res one, edges end up on the borders of those, and where it is one of the input frame, they are as fine.
@@ -104,7 +107,8 @@ def object_losses(
       config: weights of the terms.
 
     Returns:
-      `focal`, `dice` and `iou`, without their weights, and `overlap`: the IoU of the mask of the highest score.
+      `focal`, `dice` and `iou`, without their weights, `overlap`: the IoU of the mask of the highest score, to which
+      SAM-HQ's is added; and where there is that mask, `hq`.
     """
     chosen = slice(1, None) if ambiguous else slice(0, 1)
     logits, scores = enlarge(prediction.logits[..., chosen, :, :], targets.shape[-2:]), prediction.iou[..., chosen]
@@ -114,12 +118,13 @@ def object_losses(
     dice = dice_loss(logits, targets, weight)
     overlap = mask_iou(logits > 0, targets >= 0.5, weight >= 0.5).astype(logits.dtype)
     lowest = jnp.argmin(config.focal * focal + config.dice * dice, -1)
-    return {
-        "focal": _take(focal, lowest),
-        "dice": _take(dice, lowest),
-        "iou": jnp.square(scores - overlap).mean(-1),
-        "overlap": _take(overlap, jnp.argmax(scores, -1)),
-    }
+    terms = {"focal": _take(focal, lowest), "dice": _take(dice, lowest), "iou": jnp.square(scores - overlap).mean(-1)}
+    if prediction.hq is not None:
+        hq = enlarge(prediction.hq[..., None, :, :], targets.shape[-2:])
+        of_hq = config.focal * focal_loss(hq, targets, weight, size_aware=config.size_aware)
+        terms["hq"] = (of_hq + config.dice * dice_loss(hq, targets, weight))[..., 0]
+        overlap = mask_iou(logits + hq > 0, targets >= 0.5, weight >= 0.5).astype(logits.dtype)
+    return terms | {"overlap": _take(overlap, jnp.argmax(scores, -1))}
 
 
 def total_loss(terms: Terms, valid: Bool[AnyArray, "*batch"], count: Any, iou_weight: Any, config: LossConfig) -> Any:
@@ -133,7 +138,8 @@ def total_loss(terms: Terms, valid: Bool[AnyArray, "*batch"], count: Any, iou_we
       config: weights of the other terms.
     """
     means = {name: jnp.where(valid, term, 0).sum() / count for name, term in terms.items()}
-    return config.focal * means["focal"] + config.dice * means["dice"] + iou_weight * means["iou"], means
+    total = config.focal * means["focal"] + config.dice * means["dice"] + iou_weight * means["iou"]
+    return total + config.hq * means.get("hq", 0.0), means
 
 
 def iou_weight_at(step: Any, config: LossConfig) -> Float[Array, ""]:

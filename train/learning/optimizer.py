@@ -19,13 +19,20 @@ FROZEN = 0.0
 Table = tuple[tuple[str, float], ...]
 """Rows of (pattern, learning-rate scale). The first row whose pattern matches a whole path decides; 0 is frozen."""
 
-_HEADS = r"mask_decoder/(iou_token|mask_tokens|(hypernetworks|iou_head)/.*)"
+_HEADS = r"mask_decoder/(iou_token|mask_tokens|(hypernetworks|iou_head|hq)/.*)"
+_NOT_TAUGHT = (r"mask_decoder/object_head/.*", FROZEN)
+"""SAM 2's head of the object score: no loss reaches it, and weight decay alone would make it forget."""
 
 PRESETS: dict[Preset, Table] = {
     "heads": ((_HEADS, 1.0), (r"(mask_decoder|prompt_encoder|image_encoder)/.*", FROZEN)),
-    "decoder": ((r"mask_decoder/.*", 1.0), (r"(prompt_encoder|image_encoder)/.*", FROZEN)),
-    "decoder_and_prompt_encoder": ((r"(mask_decoder|prompt_encoder)/.*", 1.0), (r"image_encoder/.*", FROZEN)),
-    "everything": ((r"(mask_decoder|prompt_encoder|image_encoder)/.*", 1.0),),
+    "hq": ((r"mask_decoder/hq/.*", 1.0), (r"(mask_decoder|prompt_encoder|image_encoder)/.*", FROZEN)),
+    "decoder": (_NOT_TAUGHT, (r"mask_decoder/.*", 1.0), (r"(prompt_encoder|image_encoder)/.*", FROZEN)),
+    "decoder_and_prompt_encoder": (
+        _NOT_TAUGHT,
+        (r"(mask_decoder|prompt_encoder)/.*", 1.0),
+        (r"image_encoder/.*", FROZEN),
+    ),
+    "everything": (_NOT_TAUGHT, (r"(mask_decoder|prompt_encoder|image_encoder)/.*", 1.0)),
     "lora": ((r".*/lora_[ab]", 1.0), (r"(mask_decoder|prompt_encoder|image_encoder)/.*", FROZEN)),
 }
 """The usual tables by name."""

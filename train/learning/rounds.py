@@ -86,7 +86,12 @@ def interactive_gradients(
 
 
 def given_on(prediction: MaskPrediction, ambiguous: bool) -> Float[AnyArray, "b o my mx"]:
-    """Return the next mask prompts: of an ambiguous prompt's masks that of the highest score, else mask 0."""
-    if not ambiguous:
-        return prediction.logits[:, :, 0]
-    return take_masks(prediction, 1 + jnp.argmax(prediction.iou[..., 1:], -1))[0]
+    """Return the next mask prompts: of an ambiguous prompt's masks that of the highest score, else mask 0.
+
+    SAM-HQ's mask is added to it.
+    """
+    if ambiguous:
+        logits, _ = take_masks(prediction, 1 + jnp.argmax(prediction.iou[..., 1:], -1))
+    else:
+        logits = prediction.logits[:, :, 0]
+    return logits if prediction.hq is None else logits + prediction.hq

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Int
 
 from sam_jax.decoder.model import Variables
+from sam_jax.prompts import AnyArray
 from sam_jax.train.learning.lora import merge_lora
 from sam_jax.train.learning.optimizer import averaged
 
@@ -78,7 +79,12 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), trained, frozen, constants, optimizer.init(trained))
 
 
-def trained_variables(state: TrainState) -> tuple[Variables, Variables]:
-    """Return the variables of decoder and image encoder to use and to save: averaged where the optimizer averages."""
-    params = averaged(state.params, state.optimizer)
-    return jax.tree.map(jnp.asarray, unflatten(state.frozen | params, state.constants))
+def trained_variables(state: TrainState, params: Mapping[str, AnyArray] | None = None) -> tuple[Variables, Variables]:
+    """Return the variables of decoder and image encoder to use and to save.
+
+    Args:
+      state: of a run.
+      params: those that train, of any of its steps; by default the state's, averaged where the optimizer averages.
+    """
+    trained = averaged(state.params, state.optimizer) if params is None else jax.tree.map(jnp.asarray, dict(params))
+    return jax.tree.map(jnp.asarray, unflatten(state.frozen | trained, state.constants))

@@ -17,6 +17,7 @@ from sam_jax.batch.decode import default_chunk, map_groups
 from sam_jax.batch.predict import predict_masks
 from sam_jax.batch.sharding import IMAGE, PROMPT_SET
 from sam_jax.config import SamConfig
+from sam_jax.decoder.features import Features
 from sam_jax.decoder.model import MaskPrediction, Sam
 from sam_jax.prompts import Prompts
 from sam_jax.train.config import LossConfig, Simulation
@@ -116,7 +117,7 @@ def batch_gradients(
     """
     frozen, constants = fixed
 
-    def decode(trained: tuple[Flat, Array], prompts: Prompts) -> MaskPrediction:
+    def decode(trained: tuple[Flat, Features], prompts: Prompts) -> MaskPrediction:
         params, embeddings = trained
         variables = unflatten(frozen | params, constants)[0]
         run = functools.partial(predict_masks, model, variables, chunk=at_once(model.config))
@@ -125,7 +126,7 @@ def batch_gradients(
         # One image after the other, so that the backward pass has the activations of one alone.
         return map_groups(jax.checkpoint(lambda inputs: run(*inputs)), (embeddings, prompts), 1)
 
-    def encode(params: Flat) -> Array:
+    def encode(params: Flat) -> Features:
         variables = unflatten(frozen | params, constants)[1]
         return jax.vmap(functools.partial(encoder.apply, variables))(batch.images)  # pyright: ignore
 
@@ -143,7 +144,7 @@ def batch_gradients(
         embeddings, pull_back = jax.vjp(encode, params)
         metrics, (gradient, of_embeddings) = play(decode, (params, embeddings))
         return metrics, jax.tree.map(jnp.add, gradient, pull_back(of_embeddings)[0])
-    embeddings = jnp.asarray(batch.embeddings) if encoder is None else encode(params)
+    embeddings = jax.tree.map(jnp.asarray, batch.embeddings) if encoder is None else encode(params)
     return play(lambda params, prompts: decode((params, embeddings), prompts), params)
 
 
@@ -200,7 +201,8 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
         )
 
     def place(spec: PartitionSpec, x: Any) -> Any:
-        return None if x is None else jax.make_array_from_process_local_data(NamedSharding(mesh, spec), x)
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), x)
 
     specs = batch_specs()
     placed = {f.name: place(getattr(specs, f.name), getattr(batch, f.name)) for f in dataclasses.fields(batch)}

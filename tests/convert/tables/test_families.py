@@ -33,6 +33,10 @@ EVIDENCE = {
     },
     "slim_sam": {"image_encoder.patch_embed.proj.weight": (168, 3, 16, 16)},
     "micro_sam": {"model_state.sam.image_encoder.patch_embed.proj.weight": (768, 3, 16, 16)},
+    "efficient_sam": {
+        "image_encoder.blocks.0.mlp.fc1.weight": (1536, 384),
+        "image_encoder.patch_embed.proj.weight": (384, 3, 16, 16),
+    },
     "efficientvit_sam": {"image_encoder.backbone.input_stem.op_list.0.conv.weight": (32, 3, 3, 3)},
     "sam_med2d": {
         "image_encoder.blocks.0.Adapter.channel.0.weight": (192, 768),
@@ -67,10 +71,10 @@ RELATIVES = [
     ("sam2", SAM2),
     ("sam2", SCORE | HIGH_RES | {f"{LAYER}.mlp.proj_in.weight": (2048, 256)}),
     ("efficient_tam", SCORE | {f"{LAYER}.mlp.layers.0.weight": (2048, 256)}),
+    ("efficient_sam", {"model.mask_decoder.final_output_upscaling_layers.0.0.weight": (256, 64, 2, 2)}),
 ]
 
 REFUSED = [
-    ("EfficientSAM", {"model.mask_decoder.final_output_upscaling_layers.0.0.weight": (256, 64, 2, 2)}),
     ("the multiplex head of SAM 3.1", {"tracker.model.sam_mask_decoder.iou_token.weight": (16, 256)}),
     (
         "a decoder for volumes, such as SAM-Med3D",
@@ -134,13 +138,14 @@ def test_the_settings_that_differ_from_segment_anything():
         "efficientvit_sam": {"block_norm_eps": 1e-6, "final_norm_eps": 1e-6},
         "sam_med2d": {"image_size": (256, 256), "grid_size": (16, 16)},
         "samed": {"image_size": (512, 512), "grid_size": (32, 32)},
+        "efficient_sam": {"preprocessing": "efficient_sam"},
         "sam2": {"preprocessing": "sam2"},
         "sam2.1": {"preprocessing": "sam2"},
         "hq_sam2": {"preprocessing": "sam2"},
         "medsam2": {"image_size": (512, 512), "grid_size": (32, 32), "preprocessing": "medsam2"},
         "edge_tam": {"preprocessing": "sam2"},
         "efficient_tam": {"preprocessing": "sam2"},
-        "efficient_tam_512": {"image_size": (512, 512), "grid_size": (32, 32)},
+        "efficient_tam_512": {"image_size": (512, 512), "grid_size": (32, 32), "preprocessing": "sam2"},
         "sam3_tracker": {"image_size": (1008, 1008), "grid_size": (72, 72)},
         "sam3.1_tracker": {"image_size": (1008, 1008), "grid_size": (72, 72), "linear_iou": True},
         "hf_sam_hq": {"block_norm_eps": 1e-6},

@@ -169,6 +169,9 @@ def test_another_rule_for_stable_masks_is_refused(key):
 
 RELATIVES = {
     "sam_hq": dataclasses.replace(EIGHT_HEADS, hq=True, early_width=40),
+    "efficient_sam": dataclasses.replace(
+        EIGHT_HEADS, mask_channels=16, efficient_sam=True, postprocessing="efficient_sam"
+    ),
     "hq_sam2": dataclasses.replace(SAM2_CONFIG, hq=True),
     "sam2": SAM2_CONFIG,
     "efficient_tam": dataclasses.replace(SAM2_CONFIG, high_resolution=False),

@@ -15,22 +15,33 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 from pycocotools import mask as coco
+from random_model import random_variables
 from rich.console import Console
-from small_run import MODEL, save_checkpoint
+from small_run import ENCODER, MODEL, save_checkpoint
 
 import sam_jax
-from sam_jax import MaskPrediction
+from sam_jax import MaskPrediction, Sam
 from sam_jax.commands import cli
 from sam_jax.commands import embed as embed_images
+from sam_jax.encoders.vit import ImageEncoder
 from sam_jax.files.embeddings import EmbeddingStore
 from sam_jax.files.manifest import Manifest
 from sam_jax.train.commands import finetune as finetune_module
+from sam_jax.train.commands import held_out as held_out_module
 from sam_jax.train.commands.finetune import finetune
-from sam_jax.train.config import FinetuneConfig, LoopConfig, LossConfig, OptimizerConfig, Simulation
+from sam_jax.train.config import (
+    Augmentation,
+    FinetuneConfig,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+    Simulation,
+)
 from sam_jax.train.data.examples import Example
 from sam_jax.train.data.sources import Encoded, open_source
 from sam_jax.train.evaluation.evaluate import evaluate
 from sam_jax.train.learning import step as step_module
+from sam_jax.train.learning.validation import read_best
 
 SIZE = (96, 96)
 CONFIG = FinetuneConfig(
@@ -180,6 +191,7 @@ def test_the_command_trains_everything_with_more_masks_on_two_devices(
     monkeypatch.setenv("COLUMNS", "200")
     cli.main()
     assert stream.call_args.kwargs["target_scale"] == 2
+    assert stream.call_args.kwargs["augmentation"] == Augmentation(True, True, 0.2, 0.2)  # the encoder trains
     out = capsys.readouterr().out
     assert "masks 0 to 3 loaded, 4 to 4 initialised:" in out
     assert "\n           params/mask_decoder/mask_tokens" in out
@@ -192,6 +204,67 @@ def test_the_command_trains_everything_with_more_masks_on_two_devices(
     assert moved == {"mask_decoder", "prompt_encoder", "encoder"}
     assert not (folder / "all" / "embeddings").exists()
     assert sam_jax.convert.to_torch(model, variables)["mask_decoder.mask_tokens.weight"].shape[0] == 5
+
+
+def quick(monkeypatch: pytest.MonkeyPatch, ious: dict[int, float]) -> list[int]:
+    """Let steps and pictures cost nothing, and looks find these IoUs; return the numbers of images looked at."""
+    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)
+    seen, left = [], iter(ious.values())
+
+    def answers(model: Any, variables: Any, examples: Any, objects: int) -> dict[str, float]:
+        seen.append(sum(example.encoded is not None for example in examples))
+        iou = next(left)
+        return {"click": iou, "box": iou}
+
+    monkeypatch.setattr(held_out_module, "first_answers", answers)
+    return seen
+
+
+def test_the_model_is_the_best_step_on_held_out_images(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = quick(monkeypatch, {0: 0.1, 1: 0.5, 2: 0.4})
+    loop = LoopConfig(2, 1, 1, validate_every=1)
+    config = dataclasses.replace(CONFIG, batch=1, objects=1, loop=loop, split=0.34)
+    finetune(str(folder / "held_out" / "coco.json"), str(folder / "base"), folder / "split", config)
+    assert seen == [2, 2, 2]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 images are held out, 4 are trained on." in said
+    assert "model/ is step 1, the best on the held-out images; last/ is step 2." in said
+    assert len(EmbeddingStore.open(folder / "split" / "embeddings").names()) == 6
+    step, best = read_best(folder / "split")
+    assert step == 1
+    model, last = flat(folder / "split" / "model"), flat(folder / "split" / "last")
+    for path, x in best.items():
+        np.testing.assert_array_equal(model[f"params/{path}"], x)
+    assert any((last[path] != model[path]).any() for path in model)
+
+
+@pytest.mark.parametrize("train", ["decoder", "lora"])
+def test_held_out_images_can_be_other_data(folder: Path, monkeypatch: pytest.MonkeyPatch, train: Any) -> None:
+    seen = quick(monkeypatch, {0: 0.1, 1: 0.05})
+    data = str(folder / "held_out" / "coco.json")
+    config = dataclasses.replace(
+        CONFIG, train=train, batch=1, objects=1, loop=LoopConfig(1, 1, 1), validate=str(folder / "data" / "coco.json")
+    )
+    out = folder / f"validated_{train}"
+    finetune(data, str(folder / "base"), out, config)
+    assert seen == [30, 30]
+    assert read_best(out)[0] == 0
+    assert (out / "embeddings_held_out").exists() == (train == "decoder")
+    assert not changed(folder / "base", out / "model")  # nothing was better than before training
+    assert changed(folder / "base", out / "last")
+    with pytest.raises(ValueError, match="validate must be other images than those to train on"):
+        finetune(data, str(folder / "base"), out, dataclasses.replace(config, validate=data))
+
+
+def test_what_cannot_be_held_out(folder: Path) -> None:
+    with pytest.raises(ValueError, match="split must be a share from 0 to below 1, and left out beside validate"):
+        FinetuneConfig(split=0.2, validate="x")
+    with pytest.raises(ValueError, match="split is for images, not for scenes"):
+        finetune("scenes", str(folder / "base"), folder / "no", FinetuneConfig(split=0.2))
+    assert not (folder / "no").exists()
 
 
 def test_embeddings_can_be_those_of_a_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +282,8 @@ def test_embeddings_can_be_those_of_a_store(folder: Path, monkeypatch: pytest.Mo
         np.testing.assert_array_equal(after.read(name).embedding, embedding)
     assert not (folder / "stored" / "embeddings").exists()
 
+    with pytest.raises(ValueError, match="augment must be left out where the encoder does not train"):
+        finetune(str(data), str(base), folder / "no", dataclasses.replace(config, augment=Augmentation(flips=True)))
     with pytest.raises(ValueError, match="embeddings must be left out where the encoder trains"):
         finetune(str(data), str(base), folder / "no", dataclasses.replace(config, train="everything"))
     with pytest.raises(ValueError, match="is no store of embeddings"):
@@ -216,6 +291,25 @@ def test_embeddings_can_be_those_of_a_store(folder: Path, monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match="has embeddings of another provenance"):
         finetune(str(data), str(folder / "stored" / "model"), folder / "no", config)
     assert not (folder / "no").exists()
+
+
+def test_what_trains_must_be_there(folder: Path) -> None:
+    config = dataclasses.replace(CONFIG, train="hq")
+    with pytest.raises(ValueError, match="nothing in this decoder that train='hq' trains"):
+        finetune(str(folder / "held_out" / "coco.json"), str(folder / "base"), folder / "none", config)
+    assert not (folder / "none").exists()
+
+
+@pytest.mark.slow
+def test_sam_hqs_head_is_trained_alone_on_the_maps_of_its_encoder(folder: Path, plain: None) -> None:
+    model = Sam(dataclasses.replace(MODEL.config, hq=True, early_width=ENCODER.config.width))
+    encoder = ImageEncoder(dataclasses.replace(ENCODER.config, early_feature=True))
+    variables = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((96, 96, 3)))
+    sam_jax.save(folder / "hq", model, random_variables(model), encoder, variables)
+    config = dataclasses.replace(CONFIG, train="hq", batch=1, objects=2, loop=LoopConfig(2, 1, 2))
+    result = finetune(str(folder / "held_out" / "coco.json"), str(folder / "hq"), folder / "hq_run", config)
+    assert changed(folder / "hq", result.model) == {path for path in flat(folder / "hq") if "/hq/" in path}
+    assert EmbeddingStore.open(folder / "hq_run" / "embeddings").shapes.keys() == {"embedding", "early"}
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from whole import assert_masks_or_one_error
 
+from sam_jax.images.read import Reading
 from sam_jax.train.data.labels import LabelFolder
 from sam_jax.train.data.sources import open_source
 
@@ -55,6 +56,64 @@ def test_a_label_of_bools_is_one_object(folder: Path, suffix: str) -> None:
 def test_names_of_labels(folder: Path, name: str) -> None:
     write(folder / "labels" / name, LABEL.astype(np.uint8))
     assert len(open_source(folder)[0].masks) == 2
+
+
+@pytest.mark.parametrize("place", ["masks/a.tif", "masks/a_mask.png", "images/a_masks.tif", "images/a_label.npy"])
+def test_places_of_labels(folder: Path, place: str) -> None:
+    (folder / "labels").rmdir()
+    (folder / "masks").mkdir()
+    if not place.startswith("masks"):
+        (folder / "masks").rmdir()
+    write(folder / place, LABEL.astype(np.uint16))
+    source = open_source(folder)
+    assert [source.file(i).name for i in range(len(source))] == ["a.png"]
+    np.testing.assert_array_equal(source[0].masks, [LABEL == 1, LABEL == 2])
+
+
+def test_labels_beside_images_in_one_folder(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.fromarray(IMAGE).save(tmp_path / f"{name}.png")
+        write(tmp_path / f"{name}_mask.tif", LABEL.astype(np.uint16))
+    (tmp_path / "notes.txt").write_text("x")
+    source = open_source(tmp_path)
+    assert [source.file(i).name for i in range(len(source))] == ["a.png", "b.png"]
+    (tmp_path / "b_mask.tif").unlink()
+    with pytest.raises(ValueError, match=r"b\.png has no label named b"):
+        open_source(tmp_path)
+    Image.fromarray(IMAGE).save(tmp_path / "b_mask.jpg")
+    with pytest.raises(ValueError, match=r"b_mask\.jpg is no label: JPG changes values"):
+        open_source(tmp_path)
+
+
+def test_two_folders_of_labels_are_refused(folder: Path) -> None:
+    (folder / "masks").mkdir()
+    with pytest.raises(ValueError, match="has labels/ and masks/"):
+        open_source(folder)
+
+
+def test_a_page_of_image_and_label(folder: Path) -> None:
+    pages = np.stack([np.zeros(SIZE, np.uint16), LABEL.astype(np.uint16)])
+    (folder / "images" / "a.png").unlink()
+    for place, values in {"images": 1000 * pages, "labels": pages}.items():
+        tifffile.imwrite(folder / place / "a.tif", values, photometric="minisblack")
+    with pytest.raises(ValueError, match=r"a\.tif must be one label, got 2 pages; --page chooses one"):
+        open_source(folder)
+    source = open_source(folder, reading=Reading(page=2))
+    np.testing.assert_array_equal(source[0].masks, [LABEL == 1, LABEL == 2])
+    np.testing.assert_array_equal(source[0].image[..., 0], (127.5 * LABEL + 0.5).astype(np.uint8))
+    with pytest.raises(ValueError, match=r"a\.tif has 2 pages, and no page 3"):
+        open_source(folder, reading=Reading(page=3))
+
+
+def test_images_left_out_and_the_rule_for_ranges_are_told(folder: Path) -> None:
+    write(folder / "labels" / "a.png", LABEL.astype(np.uint8))
+    Image.fromarray(IMAGE).save(folder / "images" / "b.png")
+    write(folder / "labels" / "b.png", np.zeros(SIZE, np.uint8))
+    source = open_source(folder, reading=Reading(range="channel"))
+    assert source.notes == (
+        "Left out 1 images without an object, such as b.png.",
+        "Range of all images: the smallest value of each channel becomes 0 and the largest 255 (--range channel).",
+    )
 
 
 def test_an_image_whose_own_name_ends_in_mask_keeps_its_label(folder: Path) -> None:
@@ -179,7 +238,7 @@ def test_every_problem_is_told_at_once(folder: Path) -> None:
     write(folder / "labels" / "a.png", LABEL.astype(np.uint8))
     write(folder / "labels" / "b.npy", LABEL.astype(float))
     with pytest.raises(
-        ValueError, match=r"(?s)3 problems:.*c\.png has no counterpart.*d\.png has no.*b\.npy must be a label"
+        ValueError, match=r"(?s)3 problems:.*c\.png has no label named c.*d\.png has no.*b\.npy must be a label"
     ):
         open_source(folder)
 

@@ -16,7 +16,16 @@ from pycocotools.coco import COCO
 from sam_jax.files.embeddings import EmbeddingStore
 from sam_jax.files.manifest import Provenance
 from sam_jax.images.pixels import EncodedImage
-from sam_jax.train.data.sources import CocoImages, DrawnScenes, Embedded, LabelFolder, embed, open_source
+from sam_jax.train.data.sources import (
+    CocoImages,
+    DrawnScenes,
+    Embedded,
+    LabelFolder,
+    Part,
+    embed,
+    open_source,
+    split,
+)
 
 SIZE = (40, 60)
 IMAGE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
@@ -177,7 +186,7 @@ def test_bad_labels_are_named(labels: Path) -> None:
     with pytest.raises(ValueError, match=r"labels/a\.png cannot be read as an image"):
         LabelFolder(labels)
     label.unlink()
-    with pytest.raises(ValueError, match=r"images/a\.png has no counterpart a in .*labels"):
+    with pytest.raises(ValueError, match=r"images/a\.png has no label named a"):
         LabelFolder(labels)
 
 
@@ -190,7 +199,7 @@ def test_a_folder_without_objects_is_an_error(labels: Path) -> None:
 
 def test_embeddings_are_computed_once_and_read_back(tmp_path: Path) -> None:
     scenes, calls = DrawnScenes(3), []
-    store = EmbeddingStore.create(tmp_path / "store", (2, 3, 4), (128, 128), "float32", Provenance())
+    store = EmbeddingStore.create(tmp_path / "store", {"embedding": (2, 3, 4)}, (128, 128), "float32", Provenance())
 
     def encode(image: np.ndarray) -> EncodedImage:
         calls.append(image)
@@ -206,3 +215,25 @@ def test_embeddings_are_computed_once_and_read_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(example.encoded.embedding, jax.numpy.full((2, 3, 4), scenes[1].image.mean()))
     with pytest.raises(ValueError, match=r"is 64 pixels high and 96 wide, but .* is of an image 128 pixels"):
         Embedded(DrawnScenes(3, size=(64, 96)), store)[1]
+
+
+def test_a_split_is_by_image_and_the_same_every_time() -> None:
+    scenes = DrawnScenes(10)
+    train, held_out = split(scenes, 0.2, seed=3)
+    assert (len(train), len(held_out)) == (8, 2)
+    names = [part[i].name for part in (train, held_out) for i in range(len(part))]
+    assert sorted(names) == sorted(scenes[i].name for i in range(10))
+    assert split(scenes, 0.2, seed=3)[1].indices == held_out.indices
+    assert any(split(scenes, 0.2, seed=seed)[1].indices != held_out.indices for seed in range(3))
+    assert [len(part) for part in split(DrawnScenes(3), 0.01, seed=0)] == [2, 1]
+    assert [len(part) for part in split(DrawnScenes(3), 0.99, seed=0)] == [1, 2]
+    with pytest.raises(ValueError, match="There is 1 image: to hold out some, there must be 2"):
+        split(DrawnScenes(1), 0.5, seed=0)
+
+
+def test_a_part_can_have_fewer_objects() -> None:
+    scenes = DrawnScenes(2)
+    part = Part(scenes, [1], objects=2)
+    np.testing.assert_array_equal(part[0].masks, part[0].masks)
+    assert len(part[0].masks) == 2 < len(scenes[1].masks)
+    assert all((mask == scenes[1].masks).all((1, 2)).any() for mask in part[0].masks)

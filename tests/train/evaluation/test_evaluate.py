@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import small_run
 from PIL import Image
-from random_model import MODEL, random_embedding, random_variables
+from random_model import FAMILIES, MODEL, random_embedding, random_features, random_variables
 
-from sam_jax import MaskPrediction, Prompts
+from sam_jax import MaskPrediction, Prompts, Sam
 from sam_jax.images.pixels import EncodedImage
 from sam_jax.prompts import EMPTY
 from sam_jax.train.data.examples import Example
 from sam_jax.train.evaluation import evaluate as module
-from sam_jax.train.evaluation.evaluate import evaluate
+from sam_jax.train.evaluation.evaluate import evaluate, first_answers
 from sam_jax.train.evaluation.report import Report
 
 EMBEDDING = np.asarray(random_embedding())
@@ -86,6 +86,19 @@ def test_a_model_that_is_always_right(answer: Any) -> None:
     assert report.calibration.error == pytest.approx(0.1, abs=1e-6)
     # The first click of each of three objects, by each of two users; then no error is left to click on.
     assert [new.tolist() for new in labels] == [[1, 1, 1, EMPTY]] * 2
+
+
+def test_first_answers_are_those_of_the_whole_protocol(answer: Any) -> None:
+    logits = right_logits(stripes())
+    logits[0, 2], logits[1] = -1, -logits[1]
+    answer(logits, np.tile(np.float32([0.9, 0.1, 0.8, 0.2]), (3, 1)))
+    report = ask(cap=1)
+    first = first_answers(MODEL, {}, [stripes(), stripes()], objects=4)
+    assert first["click"] == pytest.approx(report.all.click_iou["score"]["1"])
+    assert first["box"] == pytest.approx(report.all.box_iou["score"])
+    assert 0 < first["click"] < 1
+    with pytest.raises(ValueError, match="The examples to validate on have no objects"):
+        first_answers(MODEL, {}, [])
 
 
 def test_a_model_that_sees_nothing(answer: Any) -> None:
@@ -168,6 +181,24 @@ def test_an_object_is_asked_for_alone(report: Report) -> None:
         assert other.curve[user] == pytest.approx(report.curve[user], abs=1e-6)
     assert other.all.box_iou == pytest.approx(report.all.box_iou, abs=1e-6)
     assert other.calibration.error == pytest.approx(report.calibration.error, abs=1e-5)
+
+
+def test_the_masks_of_a_family_are_those_that_it_offers() -> None:
+    """SAM-HQ's mask is added to all, and of a clear prompt SAM 2 says which mask it is."""
+    logits, hq = np.full((1, 4, 2, 2), -1.0, np.float32), np.full((1, 2, 2), 3.0, np.float32)
+    out = MaskPrediction(logits, np.zeros((1, 4), np.float32), np.ones(1, bool))
+    np.testing.assert_array_equal(module._offered(dataclasses.replace(out, hq=hq)), logits + 3)
+    assert module._clear(out).tolist() == [0]
+    assert module._clear(dataclasses.replace(out, single=np.array([2], np.int32))).tolist() == [2]
+
+
+def test_features_of_several_maps_are_evaluated() -> None:
+    model = Sam(dataclasses.replace(small_run.MODEL.config, **FAMILIES["sam2"]))
+    encoded = EncodedImage(random_features(model=model), (96, 96), (128, 128))
+    example = dataclasses.replace(stripes(), encoded=encoded)
+    found = evaluate(model, random_variables(model), [example], cap=1, objects=4)
+    assert found.all.objects == 3
+    assert found.all.box_iou["oracle"] >= found.all.box_iou["score"]
 
 
 def test_the_oracle_is_never_worse_after_one_prompt(report: Report) -> None:

@@ -1,7 +1,9 @@
 import json
 import math
 import os
+import re
 import signal
+import time
 
 import grain
 import jax
@@ -9,34 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_run import fresh_state, random_batch, step
+from toy_run import KilledError, numbers, toy_state, toy_step
 
 from sam_jax.train.config import LoopConfig
-from sam_jax.train.learning.loop import METRICS, TrainingError, check_line, curves, read_metrics, summarise, train
-from sam_jax.train.learning.state import TrainState
+from sam_jax.train.learning.lines import read_lines
+from sam_jax.train.learning.loop import METRICS, TrainingError, check_line, curves, summarise, train
 
 CONFIG = LoopConfig(steps=8, log_every=2, save_every=4, keep=2)
-
-
-def numbers() -> grain.DatasetIterator:
-    """An endless iterator of numbers in a random order."""
-    return iter(grain.MapDataset.source(range(100)).seed(0).shuffle().repeat().to_iter_dataset())
-
-
-def toy_state() -> TrainState:
-    return TrainState(jnp.array(0), {"x": jnp.zeros(3)}, {"y": jnp.ones(2)}, {}, {"seen": jnp.zeros(3)})
-
-
-@jax.jit
-def toy_step(state, batch):
-    """Remembers all batches in an order-dependent sum."""
-    params = {"x": 0.9 * state.params["x"] + batch}
-    terms = {name: 1.0 / (1 + state.step) for name in ("loss", "focal", "dice", "iou", "first_overlap", "last_overlap")}
-    seen = {"seen": state.optimizer["seen"] + batch}
-    return state.replace(step=state.step + 1, params=params, optimizer=seen), terms
-
-
-class KilledError(Exception):
-    pass
 
 
 def killed_at(number, step=toy_step):
@@ -57,7 +38,7 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(tmp_path, numbe
         train(tmp_path / "cut", toy_state(), killed_at(number), numbers(), CONFIG)
     resumed = train(tmp_path / "cut", toy_state(), toy_step, numbers(), CONFIG)
     assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), whole, resumed))
-    lines = [read_metrics(tmp_path / name, 8) for name in ("whole", "cut")]
+    lines = [read_lines(tmp_path / name / METRICS, 8) for name in ("whole", "cut")]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] == [2, 4, 6, 8]
 
 
@@ -73,7 +54,7 @@ def test_a_real_run_that_is_killed_ends_with_the_same_bits(tmp_path):
         train(tmp_path / "cut", fresh_state(), killed_at(3, step()), data(), config)
     resumed = train(tmp_path / "cut", fresh_state(), step(), data(), config)
     assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), whole, resumed))
-    assert read_metrics(tmp_path / "whole", 4)[0]["loss"] > 0
+    assert read_lines(tmp_path / "whole" / METRICS, 4)[0]["loss"] > 0
 
 
 @pytest.mark.parametrize("number", [1, 4, 6])
@@ -100,6 +81,17 @@ def test_a_log_file_gets_a_line_where_a_terminal_has_a_bar(tmp_path, capsys):
     assert lines[-1].endswith("s a step, 0:00:00 left")
 
 
+def test_time_and_memory_are_told_after_two_steps_and_compiling_is_no_step(tmp_path, capsys):
+    def slow_at_first(state, batch):
+        time.sleep(1.0 if int(state.step) == 0 else 0.01)
+        return toy_step(state, batch)
+
+    train(tmp_path, toy_state(), slow_at_first, numbers(), CONFIG)
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"A step takes 0\.\d\d s; 6 more take 0:00:0\d\. \d+\.\d GiB of memory are in use\.", said)
+    assert all(line["seconds"] < 0.5 for line in read_lines(tmp_path / METRICS))
+
+
 def test_a_run_that_is_done_is_done(tmp_path):
     train(tmp_path, toy_state(), toy_step, numbers(), CONFIG)
     state = train(tmp_path, toy_state(), killed_at(8), numbers(), CONFIG)
@@ -114,7 +106,7 @@ def test_nan_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
     with pytest.raises(TrainingError, match="up to step 6, focal became NaN or infinite"):
         train(tmp_path, toy_state(), broken, numbers(), CONFIG)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["4"]
-    assert [line["step"] for line in read_metrics(tmp_path, 100)] == [2, 4]
+    assert [line["step"] for line in read_lines(tmp_path / METRICS, 100)] == [2, 4]
     assert int(train(tmp_path, toy_state(), toy_step, numbers(), CONFIG).step) == 8
 
 
@@ -134,18 +126,20 @@ def test_a_loss_far_above_the_lowest_is_divergence():
 
 def test_lines_are_means_and_one_bad_step_is_not_hidden():
     metrics = [{"loss": np.float32(1)}, {"loss": np.float32(3)}]
-    assert summarise(7, metrics, 5.0) == {"step": 7, "seconds": 2.5, "loss": 2.0}
+    assert summarise(7, metrics, 2.5) == {"step": 7, "seconds": 2.5, "loss": 2.0}
     assert math.isnan(summarise(7, [*metrics, {"loss": np.float32("nan")}], 5.0)["loss"])
 
 
 def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
     (tmp_path / METRICS).write_text(json.dumps(line(1.0)) + '\n{"step": 20, "lo')
-    assert read_metrics(tmp_path, 100) == [line(1.0)]
-    assert read_metrics(tmp_path, 5) == []
-    assert read_metrics(tmp_path / "nowhere", 5) == []
+    assert read_lines(tmp_path / METRICS, 100) == [line(1.0)]
+    assert read_lines(tmp_path / METRICS, 5) == []
+    assert read_lines(tmp_path / "nowhere" / METRICS, 5) == []
 
 
 def test_curves_are_drawn(tmp_path):
     train(tmp_path, toy_state(), toy_step, numbers(), CONFIG)
-    picture = curves(read_metrics(tmp_path, 100))
+    picture = curves(read_lines(tmp_path / METRICS, 100))
     assert len(picture.getcolors(1 << 16)) > 5
+    held_out = [{"step": step, "click": 0.2, "box": 0.1 * step} for step in range(8)]
+    assert curves(read_lines(tmp_path / METRICS), held_out).tobytes() != picture.tobytes()
