@@ -157,7 +157,6 @@ def test_a_file_of_too_many_bytes(client: httpx.Client, monkeypatch: pytest.Monk
 
 
 def test_objects_of_another_size_are_not_kept(client: httpx.Client, server: Any) -> None:
-    before = client.get(f"/images/{server.ids[0]}/objects").json()
     good = {"size": [512, 512], "counts": "PPP8", "score": 1}
     before = client.get(f"/images/{server.ids[0]}/objects").json()
     for mask in ({**good, "size": [5, 5]}, {**good, "counts": "P"}, {**good, "counts": "o" * 50}):
