@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sam_jax.commands import cli
+from sam_jax.page.serve import listen
 
 
 def test_it_serves_asks_for_the_token_and_ends_by_ctrl_c(tmp_path: Path) -> None:
@@ -29,17 +29,15 @@ def test_it_serves_asks_for_the_token_and_ends_by_ctrl_c(tmp_path: Path) -> None
         assert process.wait(30) == 0
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith(("sam_jax.page", "sam_jax.commands.page"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "fastapi", None)
-    with pytest.raises(ModuleNotFoundError, match=r'needs fastapi: pip install "sam-jax\[page\]"'):
-        cli.page()
+def test_what_is_missing_is_named() -> None:
+    without = "import sys; sys.modules['fastapi'] = None; sys.argv = ['sam-jax', 'page']"
+    run = f"{without}; from sam_jax.commands.cli import main; main()"
+    ended = subprocess.run([sys.executable, "-c", run], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr == 'sam-jax: The page needs fastapi: pip install "sam-jax[page]"\n'
 
 
-def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sam_jax.page.serve import listen
-
+def test_a_port_that_is_taken_is_said() -> None:
     taken = listen("127.0.0.1", 0)
     with taken, pytest.raises(OSError, match="cannot be used"):
         listen("127.0.0.1", taken.getsockname()[1])

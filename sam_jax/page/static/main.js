@@ -1,7 +1,7 @@
 // The page: it joins the stage, the store and the panels, and says what keys and buttons do.
 
 import { api } from "./api.js";
-import { showCandidates, showImages, showObjects } from "./panels.js";
+import { markImages, showCandidates, showImages, showObjects } from "./panels.js";
 import { Stage } from "./stage.js";
 import { Store } from "./store.js";
 
@@ -140,10 +140,8 @@ function show() {
   $("undo").disabled = !store.canUndo;
   $("redo").disabled = !store.canRedo;
   const kept = images.find((image) => image.id === store.image?.id);
-  if (kept && kept.has_objects !== store.objects.length > 0) {
-    kept.has_objects = store.objects.length > 0;
-    listImages();
-  }
+  if (kept) kept.has_objects = store.objects.length > 0;
+  markImages($("images"), images);
 }
 
 stage.onclick = guarded(async ([x, y], label) => {

@@ -10,11 +10,17 @@ function element(tag, properties = {}, ...children) {
 export function showImages(list, images, current, pictureUrl, open) {
   list.replaceChildren(...images.map((image) => {
     const picture = element("img", { src: pictureUrl(image.id, 320), alt: "", loading: "lazy" });
-    const name = element("span", { textContent: image.name, className: image.has_objects ? "kept" : "" });
+    const name = element("span", { textContent: image.name });
     const button = element("button", { title: image.name, onclick: () => open(image.id) }, picture, name);
     button.setAttribute("aria-current", String(image.id === current));
     return element("li", {}, button);
   }));
+  markImages(list, images);
+}
+
+// Mark the images of which objects are kept.
+export function markImages(list, images) {
+  images.forEach((image, i) => list.children[i].querySelector("span").classList.toggle("kept", image.has_objects));
 }
 
 // The objects, each with its colour, name and score. Where only something in a row changes, the row stays, and with it
