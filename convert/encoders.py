@@ -118,8 +118,10 @@ def encoder_to_torch(encoder: Any, variables: Mapping[str, Any], naming: Naming 
       ValueError: if there is no such naming, or Hugging Face has no names for this encoder.
     """
     kind = kind_of(encoder.config)
-    if naming == "hf" and (kind not in ("vit", "hiera") or getattr(encoder.config, "position_side", 0)):
+    if naming == "hf" and kind not in ("vit", "hiera"):
         raise ValueError(f"Hugging Face has no names for {title_of(encoder.config)}: only the naming meta has.")
+    if naming == "hf" and kind == "vit" and encoder.config.position_side:
+        raise ValueError("Hugging Face has no names for EfficientSAM's ViT: only the naming meta has.")
     return write_variables(encoder.config, variables, naming, TABLES[kind])
 
 

@@ -81,8 +81,8 @@ def assert_same_records(
         flips = int((one["segmentation"] != other["segmentation"]).sum())
         assert flips <= 1 + 1e-4 * other["area"]
         assert abs(one["area"] - other["area"]) <= flips
-        # One pixel of a small mask is much of its score.
-        assert one["stability_score"] == pytest.approx(other["stability_score"], abs=1e-5 + 3 / max(other["area"], 3))
+        # One pixel of a small mask is much of its score, and pixels may flip at both of its thresholds.
+        assert one["stability_score"] == pytest.approx(other["stability_score"], abs=1e-5 + 6 / max(other["area"], 6))
         flipped += flips
     assert flipped <= 3e-6 * len(ours) * image[..., 0].size + 3
 
