@@ -105,7 +105,7 @@ else:
 def test_kill_9(tmp_path, whole, place, call):
     """The fourth look is at step 6; the third best is that of step 4."""
     script = KILLED.format(paths=[str(Path(__file__).parents[1])], call=call, place=place, folder=str(tmp_path))
-    killed = subprocess.run([sys.executable, "-c", script], env=os.environ, capture_output=True, check=False)
+    killed = subprocess.run([sys.executable, "-P", "-c", script], env=os.environ, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert (tmp_path / BEST).exists()  # the one before, whole
     assert read_best(tmp_path)[0] == (4 if place == "look" else 2)
