@@ -14,7 +14,7 @@ from sam_jax.page.serve import listen
 
 def test_it_serves_asks_for_the_token_and_ends_by_ctrl_c(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    run = [sys.executable, "-c", "from sam_jax.commands.cli import main; main()"]
+    run = [sys.executable, "-P", "-c", "from sam_jax.commands.cli import main; main()"]
     arguments = ["page", "--host", "0.0.0.0", "--port", "0", "--no-browser"]
     with subprocess.Popen([*run, *arguments], stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
@@ -32,7 +32,7 @@ def test_it_serves_asks_for_the_token_and_ends_by_ctrl_c(tmp_path: Path) -> None
 def test_what_is_missing_is_named() -> None:
     without = "import sys; sys.modules['fastapi'] = None; sys.argv = ['sam-jax', 'page']"
     run = f"{without}; from sam_jax.commands.cli import main; main()"
-    ended = subprocess.run([sys.executable, "-c", run], stderr=subprocess.PIPE, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-P", "-c", run], stderr=subprocess.PIPE, text=True, timeout=60)
     assert ended.returncode == 1
     assert ended.stderr == 'sam-jax: The page needs fastapi: pip install "sam-jax[page]"\n'
 
