@@ -26,7 +26,7 @@ from sam_jax.convert.tables.gaps import Described, compare
 from sam_jax.convert.tables.names import WRAPPERS, decoder_prefix, plain
 from sam_jax.convert.tables.rules import Naming, Shape, torch_shapes
 from sam_jax.convert.tables.settings import OWN, own_encoder_config
-from sam_jax.encoders.config import EncoderConfig, TinyViTConfig, ViTConfig, kind_of, title_of
+from sam_jax.encoders.config import EncoderConfig, kind_of, title_of
 from sam_jax.errors import CheckpointError
 
 TABLES = {"vit": VIT, "tiny_vit": TINY_VIT, "efficient_vit": EFFICIENT_VIT, "hiera": HIERA}
@@ -69,8 +69,6 @@ def identify_encoder(
     chosen = choose_family(family, settings, text, naming)
     found = {name: tensors[source] for name, source in sources.items()}
     config = _settings({name: tuple(found[name].shape) for name in found}, naming, chosen, family is not None, settings)
-    if isinstance(config, ViTConfig | TinyViTConfig) and chosen.early_feature:
-        config = dataclasses.replace(config, early_feature=True)
     gaps = compare(found, torch_shapes(config, naming, TABLES[kind_of(config)]), sources)
     own = set(sources.values())
     return Identification(chosen, naming, config, sources, tuple(name for name in tensors if name not in own), gaps)
@@ -156,7 +154,8 @@ def _settings(
         config = hiera_from_hf(settings) if encoder_kind(shapes) == "hiera" else vit_from_hf(settings)
     else:
         config = _settings_of_shapes(shapes, naming, chosen)
-    return dataclasses.replace(config, preprocessing=chosen.preprocessing)
+    early = {"early_feature": True} if chosen.early_feature and hasattr(config, "early_feature") else {}
+    return dataclasses.replace(config, preprocessing=chosen.preprocessing, **early)
 
 
 def _settings_of_shapes(shapes: Mapping[str, Shape], naming: Naming, chosen: Family) -> EncoderConfig:

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from sam_jax.batch.folder import predict_folder
     from sam_jax.batch.interactive import click, start_clicks
     from sam_jax.batch.predict import predict_masks
-    from sam_jax.batch.select import best_masks, mask_boxes, mask_nms, select_masks, stability_score, take_masks
+    from sam_jax.batch.select import best_masks, mask_boxes, mask_nms, select_masks, take_masks
     from sam_jax.batch.sharding import make_mesh, replicate, shard_inputs
     from sam_jax.config import SamConfig
     from sam_jax.decoder.features import ImageFeatures
     from sam_jax.decoder.model import MaskPrediction, Sam
+    from sam_jax.decoder.stability import stability_score
     from sam_jax.errors import CheckpointError
     from sam_jax.fast.low_rank import prepare_image
     from sam_jax.files.checkpoints import load, load_encoder, save
@@ -72,7 +73,7 @@ _HOMES = {
     "mask_boxes": "batch.select",
     "mask_nms": "batch.select",
     "select_masks": "batch.select",
-    "stability_score": "batch.select",
+    "stability_score": "decoder.stability",
     "take_masks": "batch.select",
     "make_mesh": "batch.sharding",
     "replicate": "batch.sharding",

@@ -127,6 +127,15 @@ def _last_layer(config: SamConfig) -> list[Spelling]:
     return [Spelling(number, "fc" if config.efficient_sam else number, number)]
 
 
+def _three_layers(out: str) -> list[Row]:
+    """Return the rows of a head of three linear layers, whose last has `out` channels."""
+    return [
+        Row(DENSE, "c c", "layer_0", "layers.0", "proj_in"),
+        Row(DENSE, "c c", "layer_1", "layers.1", "layers.0"),
+        Row(DENSE, f"{out} c", "layer_2", "layers.2", "proj_out"),
+    ]
+
+
 ROWS: tuple[Row, ...] = (
     Row(
         RAW,
@@ -183,9 +192,7 @@ ROWS: tuple[Row, ...] = (
         *_under(
             "params/mask_decoder/hypernetworks/",
             "mask_decoder.output_hypernetworks_mlps.{mask}.",
-            Row(DENSE, "c c", "layer_0", "layers.0", "proj_in"),
-            Row(DENSE, "c c", "layer_1", "layers.1", "layers.0"),
-            Row(DENSE, "c/8 c", "layer_2", "layers.2", "proj_out"),
+            *_three_layers("c/8"),
         ),
         *_under(
             "params/mask_decoder/iou_head/",
@@ -237,9 +244,7 @@ ROWS: tuple[Row, ...] = (
         *_under(
             "params/mask_decoder/object_head/",
             "mask_decoder.pred_obj_score_head.",
-            Row(DENSE, "c c", "layer_0", "layers.0", "proj_in"),
-            Row(DENSE, "c c", "layer_1", "layers.1", "layers.0"),
-            Row(DENSE, "1 c", "layer_2", "layers.2", "proj_out"),
+            *_three_layers("1"),
         ),
         Row(MAP_VECTOR, "1 1 c", "constants/image_maps/no_memory", "no_mem_embed", "no_memory_embedding"),
     ),

@@ -127,24 +127,6 @@ def take_masks(
     return logits[..., 0, :, :], xp.take_along_axis(prediction.iou, index[..., None], axis=-1)[..., 0]
 
 
-def stability_score(
-    logits: Float[Array, "*batch height width"], offset: float = 1.0, threshold: float = 0.0
-) -> Float[Array, "*batch"]:
-    """Return how little a mask changes with its threshold: area(logit > threshold + offset) / area(logit > threshold -
-    offset).
-
-    A mask that is empty at both thresholds scores 0.
-
-    Args:
-      logits: masks as logits.
-      offset: how far the threshold moves up and down.
-      threshold: where the mask ends.
-    """
-    inner = (logits > threshold + offset).sum((-2, -1)).astype(jnp.float32)
-    outer = (logits > threshold - offset).sum((-2, -1)).astype(jnp.float32)
-    return jnp.where(outer > 0, inner / jnp.maximum(outer, 1), 0.0)
-
-
 def mask_boxes(masks: Bool[Array, "*batch height width"]) -> Float[Array, "*batch 4"]:
     """Return the boxes (x0, y0, x1, y1) of masks, from the first to the last pixel; zeros for an empty mask."""
     rows, columns = masks.any(-1), masks.any(-2)

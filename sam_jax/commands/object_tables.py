@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sam_jax.automatic.records import Record
+from sam_jax.automatic.records import Record, box_of
 from sam_jax.commands.predict import CLEAR, best_of
 from sam_jax.images.run_lengths import coco_run_lengths
 from sam_jax.images.size import Size
@@ -175,16 +175,12 @@ def _given(entries: list[Any]) -> list[Any] | None:
 
 
 def _record(asked: Asked, mask: np.ndarray, score: float) -> Record:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = [0, 0, 0, 0]
-    if len(rows):
-        left, top = int(columns[0]), int(rows[0])
-        box = [left, top, int(columns[-1]) - left, int(rows[-1]) - top]
+    x0, y0, x1, y1 = box_of(mask)
     return {
         "object": asked.number,
         "segmentation": coco_run_lengths(mask),
         "area": int(mask.sum()),
-        "bbox": box,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
         "predicted_iou": score,
     }
 

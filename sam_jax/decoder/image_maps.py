@@ -9,7 +9,7 @@ from sam_jax.decoder.features import Features, ImageFeatures
 from sam_jax.prompts import AnyArray
 
 
-class Projection(nn.Module):
+class FixedProjection(nn.Module):
     """A linear layer on pixels that is not trained: its weights are constants.
 
     Attributes:
@@ -44,8 +44,8 @@ class ImageMaps(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         self.no_memory = self.variable("constants", "no_memory", jnp.zeros, (config.width,), jnp.float32)
         if config.high_resolution:
-            self.stride_8 = Projection(config.width // 4, dtype)
-            self.stride_4 = Projection(config.width // 8, dtype)
+            self.stride_8 = FixedProjection(config.width // 4, dtype)
+            self.stride_4 = FixedProjection(config.width // 8, dtype)
 
     def __call__(
         self,

@@ -18,6 +18,7 @@ from sam_jax.decoder.features import Features, example_features, maps_of
 from sam_jax.decoder.image_maps import ImageMaps
 from sam_jax.decoder.mask_decoder import DecoderOutput, MaskDecoder
 from sam_jax.decoder.prompt_encoder import PromptEncoder
+from sam_jax.decoder.stability import stability_score
 from sam_jax.prompts import AnyArray, Prompts
 
 Variables = dict[str, Any]
@@ -138,8 +139,8 @@ def single_mask(logits: Float[Array, "*batch m my mx"], iou: Float[Array, "*batc
     A mask is stable where its area changes by at most 2 % when its threshold moves from -0.05 to 0.05, and where it is
     empty (`_dynamic_multimask_via_stability` in `sam2/modeling/sam/mask_decoder.py`).
     """
-    inner = (logits[..., 0, :, :] > STABILITY_DELTA).sum((-2, -1)).astype(jnp.float32)
-    outer = (logits[..., 0, :, :] > -STABILITY_DELTA).sum((-2, -1)).astype(jnp.float32)
-    stability = jnp.where(outer > 0, inner / jnp.maximum(outer, 1), 1.0)
+    first = logits[..., 0, :, :]
+    empty = ~(first > -STABILITY_DELTA).any((-2, -1))
+    stable = empty | (stability_score(first, STABILITY_DELTA) >= STABILITY_THRESHOLD)
     best = 1 + jnp.argmax(iou[..., 1:], -1).astype(jnp.int32)
-    return jnp.where(stability >= STABILITY_THRESHOLD, 0, best)
+    return jnp.where(stable, 0, best)

@@ -22,11 +22,11 @@ from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.errors import describe
 from sam_jax.images.bicubic import bicubic_masks
-from sam_jax.images.full_size import binary_masks
 from sam_jax.images.preprocess import prepare, size_in_frame
 from sam_jax.images.read import rgb_pixels
 from sam_jax.images.resize import mask_sizes, mask_to_prompt, to_input_frame, to_original_image
 from sam_jax.images.size import Size
+from sam_jax.images.tiles import resize_by_tiles
 from sam_jax.prompts import NOT_A_POINT, AnyArray, Prompts, Ragged, depth_of
 
 
@@ -173,12 +173,26 @@ def predict_batch(
 
 def _full_size(config: SamConfig, image: EncodedImage, out: MaskPrediction, multimask: bool) -> Prediction:
     logits, scores = select_masks(out, multimask)
-    if config.postprocessing == "efficient_sam":
-        masks: Any = bicubic_masks(np.asarray(logits, np.float32), image.original_size)
-    else:
-        masks = binary_masks(logits, original_size=image.original_size, **mask_sizes(config, image.input_size))
+    flat = np.asarray(logits, np.float32).reshape(-1, *logits.shape[-2:])
+    masks = full_size_masks(config, image, flat).reshape(*logits.shape[:-2], *image.original_size)
     logits = np.asarray(handed_back(config, logits), np.float32)
-    return Prediction(np.asarray(masks), np.asarray(scores, np.float32), logits)
+    return Prediction(masks, np.asarray(scores, np.float32), logits)
+
+
+def full_size_masks(
+    config: SamConfig, image: EncodedImage, logits: Float[np.ndarray, "n my mx"]
+) -> Bool[np.ndarray, "n height width"]:
+    """Return masks at an image's size by the rules of the decoder's family. An image of a new size compiles nothing.
+
+    Args:
+      config: settings of the decoder.
+      image: only its sizes are read.
+      logits: low-res logits.
+    """
+    if config.postprocessing == "efficient_sam":
+        return bicubic_masks(logits, image.original_size)
+    sizes = mask_sizes(config, image.input_size)
+    return resize_by_tiles(logits, original_size=image.original_size, threshold=0.0, **sizes)
 
 
 _RANKS = {"points": 2, "labels": 1, "boxes": 1, "mask": 2}

@@ -23,11 +23,11 @@ from starlette.concurrency import run_in_threadpool
 from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.batch.select import select_masks
 from sam_jax.decoder.model import MaskPrediction
-from sam_jax.images.pixels import EncodedImage, build_prompts
+from sam_jax.images.pixels import EncodedImage, build_prompts, full_size_masks
 from sam_jax.images.run_lengths import coco_run_lengths, from_text
 from sam_jax.images.size import Size
 from sam_jax.page import messages
-from sam_jax.page.engine import Engine, full_size
+from sam_jax.page.engine import Engine
 from sam_jax.page.exports import COLOURS, Kind, colour_of, export
 from sam_jax.page.exports import Annotated as AnnotatedImage
 from sam_jax.page.gallery import MOST_BYTES, FullError, Gallery, StoredImage
@@ -291,7 +291,7 @@ class _Api:
         found = []
         for prediction in predictions:
             logits, scores = (np.asarray(x, np.float32) for x in select_masks(prediction, multimask))
-            runs = map(coco_run_lengths, full_size(self.engine.predictor, image, logits))
+            runs = map(coco_run_lengths, full_size_masks(self.engine.predictor.model.config, image, logits))
             masks = [messages.Mask(**run, score=float(score)) for run, score in zip(runs, scores, strict=True)]
             found.append(messages.Found(masks=masks))
         return messages.Answer(objects=found)

@@ -15,7 +15,6 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
 
 from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.automatic.records import Progress, Record, generate_records
@@ -23,9 +22,7 @@ from sam_jax.batch.compiled import CompiledDecoder, compile
 from sam_jax.batch.decode import Sizes, round_up
 from sam_jax.decoder.model import MaskPrediction
 from sam_jax.fast.low_rank import prepare_image
-from sam_jax.images.pixels import EncodedImage, encode_image
-from sam_jax.images.resize import mask_sizes
-from sam_jax.images.tiles import resize_by_tiles
+from sam_jax.images.pixels import EncodedImage, encode_image, full_size_masks
 from sam_jax.page.gallery import StoredImage
 from sam_jax.page.messages import MOST_POINTS
 from sam_jax.predictor import Predictor
@@ -148,8 +145,9 @@ class Engine:
         features = jax.tree.map(lambda x: x.astype(np.float32), encoded.embedding)  # which the programs are for
         state = _prepare(self.predictor.model, self.predictor.variables, features)
         prepared = encoded._replace(embedding=jax.block_until_ready(state))
+        config = self.predictor.model.config
         for masks in (1, 3):  # of an answer: compiles what the image's size needs
-            full_size(self.predictor, prepared, np.zeros((masks, *self.predictor.model.config.mask_size), np.float32))
+            full_size_masks(config, prepared, np.zeros((masks, *config.mask_size), np.float32))
         return prepared
 
     def _decode_all(self) -> None:
@@ -182,14 +180,6 @@ class Engine:
             return
         for i, one in enumerate(group):
             one.future.set_result(jax.tree.map(lambda x, i=i: x[i], out))
-
-
-def full_size(
-    predictor: Predictor, image: EncodedImage, logits: Float[np.ndarray, "k my mx"]
-) -> Bool[np.ndarray, "k height width"]:
-    """Return masks at an image's size; after the first of an image, nothing compiles."""
-    sizes = mask_sizes(predictor.model.config, image.input_size)
-    return resize_by_tiles(logits, original_size=image.original_size, threshold=0.0, **sizes)
 
 
 def _groups(waiting: Iterable[_Waiting], most: int) -> Iterable[list[_Waiting]]:

@@ -12,10 +12,10 @@ from sam_jax import (
     mask_boxes,
     mask_nms,
     select_masks,
-    stability_score,
     take_masks,
 )
 from sam_jax.batch.select import Hq
+from sam_jax.decoder.stability import stability_score
 
 
 def prediction(iou: list[list[float]]) -> MaskPrediction:

@@ -25,30 +25,52 @@ segment_anything = import_package("segment_anything")
 modeling = segment_anything.modeling
 
 
+def prompt_encoder(kind: Any, config: SamConfig) -> torch.nn.Module:
+    """Return a prompt encoder of a class that has the official one's arguments."""
+    return kind(
+        embed_dim=config.width,
+        image_embedding_size=config.grid_size,
+        input_image_size=config.image_size,
+        mask_in_chans=config.mask_channels,
+    )
+
+
+def mask_decoder(kind: Any, transformer: Any, config: SamConfig, **more: Any) -> torch.nn.Module:
+    """Return a mask decoder of classes that have the official ones' arguments, and perhaps more."""
+    return kind(
+        transformer_dim=config.width,
+        transformer=transformer(
+            depth=config.depth,
+            embedding_dim=config.width,
+            num_heads=config.heads,
+            mlp_dim=config.mlp_width,
+            attention_downsample_rate=config.attention_downsample,
+        ),
+        num_multimask_outputs=config.multimask_outputs,
+        iou_head_depth=config.iou_head_depth,
+        iou_head_hidden_dim=config.iou_head_width,
+        **more,
+    )
+
+
+def embed(
+    encoder: Any, points: Any = None, labels: Any = None, boxes: Any = None, masks: Any = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sparse and dense embeddings of prompts, given as for `Prompts.build`."""
+    return encoder(
+        points=None if points is None else (as_float(points), as_float(labels)),
+        boxes=None if boxes is None else as_float(boxes),
+        masks=None if masks is None else as_float(masks)[:, None],
+    )
+
+
 class OfficialDecoder(torch.nn.Module):
     """The official prompt encoder and mask decoder, its tensors named as in the official checkpoints."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
-        self.prompt_encoder = modeling.PromptEncoder(
-            embed_dim=config.width,
-            image_embedding_size=config.grid_size,
-            input_image_size=config.image_size,
-            mask_in_chans=config.mask_channels,
-        )
-        self.mask_decoder = modeling.MaskDecoder(
-            transformer_dim=config.width,
-            transformer=modeling.TwoWayTransformer(
-                depth=config.depth,
-                embedding_dim=config.width,
-                num_heads=config.heads,
-                mlp_dim=config.mlp_width,
-                attention_downsample_rate=config.attention_downsample,
-            ),
-            num_multimask_outputs=config.multimask_outputs,
-            iou_head_depth=config.iou_head_depth,
-            iou_head_hidden_dim=config.iou_head_width,
-        )
+        self.prompt_encoder = prompt_encoder(modeling.PromptEncoder, config)
+        self.mask_decoder = mask_decoder(modeling.MaskDecoder, modeling.TwoWayTransformer, config)
 
     def forward(self, embedding: Any, **prompts: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the logits and IoUs of all masks, of one image [h, w, c] and the prompt sets of `embed`."""
@@ -61,15 +83,9 @@ class OfficialDecoder(torch.nn.Module):
         )
         return logits.numpy(), iou.numpy()
 
-    def embed(
-        self, points: Any = None, labels: Any = None, boxes: Any = None, masks: Any = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(self, **prompts: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sparse and dense embeddings of prompts, given as for `Prompts.build`."""
-        return self.prompt_encoder(
-            points=None if points is None else (as_float(points), as_float(labels)),
-            boxes=None if boxes is None else as_float(boxes),
-            masks=None if masks is None else as_float(masks)[:, None],
-        )
+        return embed(self.prompt_encoder, **prompts)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the state dict as numpy arrays."""

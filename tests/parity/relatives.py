@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from parity.official import as_float, randomise_norms
+from parity.official import as_float, embed, mask_decoder, prompt_encoder, randomise_norms
 from parity.stand_ins import import_package
 
 from sam_jax.config import SamConfig
@@ -22,25 +22,9 @@ class HqDecoder(torch.nn.Module):
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
-        self.prompt_encoder = modeling.PromptEncoder(
-            embed_dim=config.width,
-            image_embedding_size=config.grid_size,
-            input_image_size=config.image_size,
-            mask_in_chans=config.mask_channels,
-        )
-        self.mask_decoder = hq_modeling.MaskDecoderHQ(
-            transformer_dim=config.width,
-            transformer=hq_transformer.TwoWayTransformer(
-                depth=config.depth,
-                embedding_dim=config.width,
-                num_heads=config.heads,
-                mlp_dim=config.mlp_width,
-                attention_downsample_rate=config.attention_downsample,
-            ),
-            num_multimask_outputs=config.multimask_outputs,
-            iou_head_depth=config.iou_head_depth,
-            iou_head_hidden_dim=config.iou_head_width,
-            vit_dim=config.early_width,
+        self.prompt_encoder = prompt_encoder(modeling.PromptEncoder, config)
+        self.mask_decoder = mask_decoder(
+            hq_modeling.MaskDecoderHQ, hq_transformer.TwoWayTransformer, config, vit_dim=config.early_width
         )
 
     def forward(self, features: Any, multimask: bool, hq_only: bool, **prompts: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -64,24 +48,11 @@ class Sam2Decoder(torch.nn.Module):
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
         self.config = config
-        self.sam_prompt_encoder = sam2_prompts.PromptEncoder(
-            embed_dim=config.width,
-            image_embedding_size=config.grid_size,
-            input_image_size=config.image_size,
-            mask_in_chans=config.mask_channels,
-        )
-        self.sam_mask_decoder = sam2_decoder.MaskDecoder(
-            transformer_dim=config.width,
-            transformer=sam2_transformer.TwoWayTransformer(
-                depth=config.depth,
-                embedding_dim=config.width,
-                num_heads=config.heads,
-                mlp_dim=config.mlp_width,
-                attention_downsample_rate=config.attention_downsample,
-            ),
-            num_multimask_outputs=config.multimask_outputs,
-            iou_head_depth=config.iou_head_depth,
-            iou_head_hidden_dim=config.iou_head_width,
+        self.sam_prompt_encoder = prompt_encoder(sam2_prompts.PromptEncoder, config)
+        self.sam_mask_decoder = mask_decoder(
+            sam2_decoder.MaskDecoder,
+            sam2_transformer.TwoWayTransformer,
+            config,
             use_high_res_features=config.high_resolution,
             iou_prediction_use_sigmoid=config.iou_sigmoid,
             pred_obj_scores=True,
@@ -118,17 +89,6 @@ class Sam2Decoder(torch.nn.Module):
         else:
             logits, iou, _, object_score = self.sam_mask_decoder(multimask_output=multimask, **inputs)
         return logits.numpy(), iou.numpy(), object_score[:, 0].numpy()
-
-
-def embed(
-    encoder: torch.nn.Module, points: Any = None, labels: Any = None, boxes: Any = None, masks: Any = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sparse and dense embeddings of prompts, given as for `Prompts.build`."""
-    return encoder(
-        points=None if points is None else (as_float(points), as_float(labels)),
-        boxes=None if boxes is None else as_float(boxes),
-        masks=None if masks is None else as_float(masks)[:, None],
-    )
 
 
 def channels_first(value: Any) -> torch.Tensor:

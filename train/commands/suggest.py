@@ -10,12 +10,13 @@ from typing import Any
 from sam_jax.train.config import FinetuneConfig, LoopConfig, OptimizerConfig
 
 ROWS: tuple[tuple[int, dict[str, Any]], ...] = (
-    (30, {"train": "decoder", "steps": 300, "look_every": 25, "learning_rate": 1e-4}),
-    (300, {"train": "decoder_and_prompt_encoder", "steps": 1000, "look_every": 100, "learning_rate": 1e-4}),
-    (1 << 62, {"train": "lora", "steps": 5000, "look_every": 250, "learning_rate": 1e-4}),
+    (30, {"train": "decoder", "steps": 300, "look_every": 25}),
+    (300, {"train": "decoder_and_prompt_encoder", "steps": 1000, "look_every": 100}),
+    (1 << 62, {"train": "lora", "steps": 5000, "look_every": 250}),
 )
 """Settings for up to so many images."""
 
+LEARNING_RATE = 1e-4
 HELD_OUT, PATIENCE = 0.2, 5
 """Share of the images to hold out, and looks without a new best."""
 
@@ -34,6 +35,6 @@ def suggested(config: FinetuneConfig, images: int) -> FinetuneConfig:
         train=row["train"],
         batch=min(config.batch, max(1, images // 2)),
         split=config.split or (0.0 if config.validate or images < 2 else HELD_OUT),
-        optimizer=OptimizerConfig(learning_rate=row["learning_rate"]),
+        optimizer=OptimizerConfig(learning_rate=LEARNING_RATE),
         loop=LoopConfig(row["steps"], every, every, patience=PATIENCE),
     )
