@@ -98,7 +98,9 @@ def test_a_killed_actor_loses_nothing_and_does_nothing_twice(tmp_path: Path) -> 
     environment = os.environ | settings | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, Path(__file__).with_name("scale_worker.py"), tmp_path]
     with (tmp_path / "out").open("w") as out, (tmp_path / "log").open("w") as log:
-        code = subprocess.run(command, env=environment, stdout=out, stderr=log, timeout=PATIENCE).returncode
+        # Ray's workers import from the folder that the driver runs in: the checkout would hide the installed package.
+        run = {"cwd": tmp_path, "env": environment, "stdout": out, "stderr": log}
+        code = subprocess.run(command, **run, timeout=PATIENCE).returncode
     assert code == 0, (tmp_path / "log").read_text()
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert sorted(Path(row["path"]).name for row in rows) == [f"{seed}.png" for seed in range(8)]
