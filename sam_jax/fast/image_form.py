@@ -11,6 +11,7 @@ softmaxes over tokens, norms and GELUs run along contiguous memory, and products
 which these are stored.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -326,7 +327,8 @@ def convolve3x3(x: Float[Array, "i my mx"], kernel: Float[Array, "3 3 i o"]) -> 
     """
     _, _, inputs, outputs = kernel.shape
     if outputs < inputs:
-        return sum(shifts(product("yxio,ihw->yxohw", kernel, x).reshape(9, outputs, *x.shape[1:])), 0.0)
+        by_place = product("yxio,ihw->yxohw", kernel, x).reshape(9, outputs, *x.shape[1:])
+        return functools.reduce(jnp.add, shifts(by_place))
     shifted = jnp.stack(list(shifts(jnp.broadcast_to(x, (9, *x.shape)))))
     return product("kio,kihw->ohw", kernel.reshape(9, inputs, outputs), shifted)
 
