@@ -16,6 +16,7 @@ from sam_jax.decoder.features import ImageFeatures, maps_of
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.errors import describe
 from sam_jax.fast.absorbed import decode_absorbed
+from sam_jax.fast.fused import decode_fused
 from sam_jax.fast.image_form import head_maps
 from sam_jax.fast.low_rank import ImageState, decode_low_rank, prepare_image
 from sam_jax.prompts import AnyArray, Prompts
@@ -23,8 +24,9 @@ from sam_jax.prompts import AnyArray, Prompts
 Images = Float[AnyArray, "... h w c"] | ImageFeatures | ImageState
 """Image embeddings, all maps of images where a family has several, or what `prepare_image` made of either."""
 
-Path = Literal["auto", "plain", "absorbed", "low_rank"]
-"""How to decode: the Flax modules as they are, or one of the two forms that need fewer operations for the same sum."""
+Path = Literal["auto", "plain", "absorbed", "low_rank", "fused"]
+"""How to decode: the Flax modules as they are, one of the two forms that need fewer operations for the same sum, or by
+kernels that move fewer bytes (`absorbed` where there are none)."""
 
 LOW_RANK_TOKENS = 24
 """Up to how many tokens of a prompt set the low-rank form pays."""
@@ -107,9 +109,10 @@ def decode_batch(
         if path == "low_rank":
             state = image if prepared else prepare_image(model, variables, image)
             decode: Any = functools.partial(decode_low_rank, model, variables, state)
-        elif path == "absorbed":
+        elif path in ("absorbed", "fused"):
             head = image.head if prepared else head_maps(model, variables, image)
-            decode = functools.partial(decode_absorbed, model, variables, jnp.asarray(embeddings_of(image)), head)
+            form = decode_absorbed if path == "absorbed" else decode_fused
+            decode = functools.partial(form, model, variables, jnp.asarray(embeddings_of(image)), head)
         else:
             decode = jax.vmap(functools.partial(model.apply, variables, jax.tree.map(jnp.asarray, image)))
         return map_groups(lambda group: best_alone(decode(group), group) if best else decode(group), prompts, chunk)

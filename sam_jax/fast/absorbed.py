@@ -25,11 +25,14 @@ from jaxtyping import Array, Bool, Float
 from sam_jax.decoder.model import MaskPrediction, Sam
 from sam_jax.fast.image_form import (
     HeadMaps,
+    MaskHead,
     Params,
     channels_first,
     decode_form,
+    first_convolution,
     grid_positions,
     in_turn,
+    masks_in_turn,
     product,
     token_weights,
     unfused,
@@ -58,9 +61,9 @@ class WrittenForm:
 
     def gather(
         self, block: int, params: Params, image: Written, query: Float[Array, "p heads n d"]
-    ) -> Float[Array, "p heads n d"]:
-        """Return the gathered values; see `ImageForm`."""
-        return in_turn(functools.partial(gather, params), image, query)
+    ) -> tuple[Float[Array, "p heads n d"], Written]:
+        """Return the gathered values, and the image tokens as they are; see `ImageForm`."""
+        return in_turn(functools.partial(gather, params), image, query), image
 
     def update(
         self,
@@ -77,8 +80,13 @@ class WrittenForm:
     def convolution(
         self, image: Written, kernel: Float[Array, "o c"], bias: Float[Array, " o"]
     ) -> tuple[Callable[..., Float[Array, "o hw"]], tuple[Float[Array, "p c hw"]]]:
-        """Return the convolution, and the image tokens; see `ImageForm`."""
+        """Return the first transposed convolution of one prompt set, and the image tokens of all, which it takes."""
         return lambda tokens: product("oc,cx->ox", kernel, tokens) + bias[:, None], (image.tokens,)
+
+    def masks(self, image: Written, head: MaskHead) -> tuple[Float[Array, "p m my mx"], Float[Array, "p my mx"] | None]:
+        """Return the low-res logits; see `ImageForm`."""
+        first = first_convolution(head.config, head.params["upscaling"]["conv_0"])
+        return masks_in_turn(head, *self.convolution(image, *first))
 
     def written(self, tokens: Float[Array, "*p c hw"]) -> Written:
         """Return image tokens with what the blocks read of them."""

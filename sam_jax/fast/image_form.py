@@ -13,7 +13,7 @@ which these are stored.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,12 @@ class ImageForm(Protocol):
 
     def gather(
         self, block: int, params: Params, image: Any, query: Float[Array, "p heads n d"]
-    ) -> Float[Array, "p heads n d"]:
-        """Return the values that scaled queries gather in a block's token-to-image attention, or in the final one."""
+    ) -> tuple[Float[Array, "p heads n d"], Any]:
+        """Return the values that scaled queries gather in a block's token-to-image attention, or in the final one.
+
+        Returns:
+          the values, and the image tokens as they are read from then on.
+        """
         ...
 
     def update(
@@ -56,14 +60,8 @@ class ImageForm(Protocol):
         """Return the image tokens after a block's image-to-token attention, its keys scaled, and the norm after it."""
         ...
 
-    def convolution(
-        self, image: Any, kernel: Float[Array, "o c"], bias: Float[Array, " o"]
-    ) -> tuple[Callable[..., Float[Array, "o hw"]], tuple[Any, ...]]:
-        """Return the first transposed convolution of one prompt set, as `first_convolution` has it, and what it takes.
-
-        Returns:
-          a function of the arrays of one prompt set, and these arrays for all, with [prompt set] as the first axis.
-        """
+    def masks(self, image: Any, head: "MaskHead") -> tuple[Float[Array, "p m my mx"], Float[Array, "p my mx"] | None]:
+        """Return the low-res logits of every mask, and those of the HQ mask where there is one."""
         ...
 
 
@@ -80,6 +78,26 @@ class HeadMaps:
     stride_8: Float[Array, "*image o hw"] | None = None
     stride_4: Float[Array, "*image 16 d hw"] | None = None
     hq: Float[Array, "*image my mx d"] | None = None
+
+
+class MaskHead(NamedTuple):
+    """What makes masks of the image tokens.
+
+    Attributes:
+      config: settings of the decoder.
+      params: the mask decoder's.
+      maps: what the image alone gives.
+      weights: what the upscaled tokens are multiplied with, for every mask.
+      hq_weights: what the HQ mask's features are multiplied with; None without one.
+      grid_size: height and width of the image embedding.
+    """
+
+    config: SamConfig
+    params: Params
+    maps: HeadMaps
+    weights: Float[Array, "p m d"]
+    hq_weights: Float[Array, "p d"] | None
+    grid_size: tuple[int, int]
 
 
 def head_maps(model: Sam, variables: Any, features: Features) -> HeadMaps:
@@ -212,17 +230,30 @@ def decode_form(
 
     tokens, image = two_way(model, params["two_way"], form, tokens, image, token_mask, len(outputs))
     heads = jax.vmap(decoder.heads)(tokens)
-    convolve, parts = form.convolution(image, *first_convolution(model.config, params["upscaling"]["conv_0"]))
+    logits, hq = form.masks(image, MaskHead(model.config, params, head, heads.weights, heads.hq, grid_size))
+    return prediction_of(model.config, DecoderOutput(logits, heads.iou, heads.object_score, hq), prompts.valid)
+
+
+def masks_in_turn(
+    head: MaskHead, convolve: Callable[..., Float[Array, "o hw"]], parts: tuple[Array, ...]
+) -> tuple[Float[Array, "p m my mx"], Float[Array, "p my mx"] | None]:
+    """Return the low-res logits, as `ImageForm.masks`, one prompt set after the other.
+
+    Args:
+      head: what makes masks.
+      convolve: the first transposed convolution of one prompt set, as `first_convolution` has it.
+      parts: what it takes, for all prompt sets.
+    """
+    params, maps, grid_size = head.params, head.maps, head.grid_size
 
     def logits_of(parts: tuple[Array, ...], weights: Array, hq_weights: Array | None) -> tuple[Array, Array | None]:
-        upscaled = upscale(params["upscaling"], convolve(*parts), head, whole_map=model.config.efficient_sam)
+        upscaled = upscale(params["upscaling"], convolve(*parts), maps, whole_map=head.config.efficient_sam)
         logits = in_order(product("kmd,kdx->kmx", jnp.broadcast_to(weights, (16, *weights.shape)), upscaled), grid_size)
         if hq_weights is None:
             return logits, None
-        return logits, hq_logits(params["hq"]["mask_feature"], in_order(upscaled, grid_size), hq_weights, head.hq)
+        return logits, hq_logits(params["hq"]["mask_feature"], in_order(upscaled, grid_size), hq_weights, maps.hq)
 
-    logits, hq = in_turn(logits_of, parts, heads.weights, heads.hq)
-    return prediction_of(model.config, DecoderOutput(logits, heads.iou, heads.object_score, hq), prompts.valid)
+    return in_turn(logits_of, parts, head.weights, head.hq_weights)
 
 
 def two_way(
@@ -242,15 +273,17 @@ def two_way(
     config = model.config
     position = tokens
 
-    def gather(block: int, attention: Params, tokens: Array) -> Array:
+    def gather(block: int, attention: Params, tokens: Array) -> tuple[Array, Any]:
         query = scaled(heads_of(linear(attention["query"], tokens), config.heads))
-        return linear(attention["out"], joined(form.gather(block, attention, image, query)))
+        values, read = form.gather(block, attention, image, query)
+        return linear(attention["out"], joined(values)), read
 
     for i in range(config.depth):
         weights = params[f"block_{i}"]
         block = TwoWayBlock(config, first=i == 0).bind({"params": weights})
         tokens = jax.vmap(block.among_tokens)(tokens, position, token_mask)
-        tokens = block.norm_token_to_image(tokens + gather(i, weights["token_to_image"], tokens + position))
+        gathered, image = gather(i, weights["token_to_image"], tokens + position)
+        tokens = block.norm_token_to_image(tokens + gathered)
         tokens = block.norm_mlp(tokens + block.mlp(tokens))
 
         attention = weights["image_to_token"]
@@ -258,9 +291,9 @@ def two_way(
         value = heads_of(linear(attention["value"], tokens), config.heads)
         image = form.update(i, weights, image, key, value, token_mask)
     tokens, position = tokens[:, :outputs], position[:, :outputs]
-    tokens = tokens + gather(config.depth, params["final_token_to_image"], tokens + position)
+    gathered, image = gather(config.depth, params["final_token_to_image"], tokens + position)
     norm = layer_norm(config.final_norm_eps, jnp.dtype(config.dtype)).bind({"params": params["final_norm"]})
-    return norm(tokens), image
+    return norm(tokens + gathered), image
 
 
 def upscale(

@@ -44,6 +44,7 @@ from sam_jax.decoder.features import Features, maps_of
 from sam_jax.decoder.model import MaskPrediction, Sam
 from sam_jax.fast.image_form import (
     HeadMaps,
+    MaskHead,
     Params,
     channels_first,
     decode_form,
@@ -53,6 +54,7 @@ from sam_jax.fast.image_form import (
     grid_positions,
     head_maps,
     linear,
+    masks_in_turn,
     product,
     token_weights,
     unfused,
@@ -159,9 +161,9 @@ class ImageState:
 
     def gather(
         self, block: int, params: Params, image: LowRankTokens | None, query: Float[Array, "p heads n d"]
-    ) -> Float[Array, "p heads n d"]:
-        """Return the gathered values; see `ImageForm`."""
-        return forgetful(gather)(self.gathers[block], image, query)
+    ) -> tuple[Float[Array, "p heads n d"], LowRankTokens | None]:
+        """Return the gathered values, and the image tokens as they are; see `ImageForm`."""
+        return forgetful(gather)(self.gathers[block], image, query), image
 
     def update(
         self,
@@ -175,10 +177,14 @@ class ImageState:
         """Return the image tokens with the block's factors, normalised; see `ImageForm`."""
         return forgetful(functools.partial(updated, self.epsilon))(self.updates[block], image, key, value, token_mask)
 
-    def convolution(
-        self, image: LowRankTokens, kernel: Float[Array, "o c"], bias: Float[Array, " o"]
-    ) -> tuple[Callable[..., Float[Array, "o hw"]], tuple[Array, ...]]:
-        """Return the convolution, and what it takes of all prompt sets; see `ImageForm`."""
+    def masks(
+        self, image: LowRankTokens, head: MaskHead
+    ) -> tuple[Float[Array, "p m my mx"], Float[Array, "p my mx"] | None]:
+        """Return the low-res logits; see `ImageForm`."""
+        return masks_in_turn(head, *self.convolution(image))
+
+    def convolution(self, image: LowRankTokens) -> tuple[Callable[..., Float[Array, "o hw"]], tuple[Array, ...]]:
+        """Return the first transposed convolution of one prompt set, and what it takes of all prompt sets."""
         table, dtype = self.upscaled, image.factors.dtype
         rows = jnp.swapaxes(jnp.concatenate(coefficients(image, table.composed), 1), 1, 2).astype(dtype)
 

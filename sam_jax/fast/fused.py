@@ -1,0 +1,180 @@
+"""Image tokens that are written out, and only read and written by kernels: for accelerators.
+
+The sums are those of `sam_jax.fast.absorbed`. There, each step of a block is a program of its own, which writes what it
+makes for all pixels to memory, and an accelerator waits for memory most of the time. Here an update of the image
+tokens, with the gathering after it, is one kernel, and the mask head another. Only image tokens and logits leave the
+chip.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from sam_jax.decoder.model import MaskPrediction, Sam
+from sam_jax.fast.absorbed import by_head, decode_absorbed
+from sam_jax.fast.image_form import (
+    HeadMaps,
+    MaskHead,
+    Params,
+    centred_kernel,
+    decode_form,
+    grid_positions,
+    hq_logits,
+    in_order,
+    product,
+)
+from sam_jax.fast.kernels import Head, Update, attend, upscaled_masks
+from sam_jax.prompts import Prompts
+
+ROWS = 8
+"""Tokens of a head are padded to a multiple of it: the rows of a tile."""
+
+LEAST = -1e30
+"""The bias of a token that no pixel may attend to."""
+
+
+class Waiting(NamedTuple):
+    """Image tokens, and the update of them that waits for those who gather."""
+
+    tokens: Float[Array, "#p c hw"]
+    update: Update | None
+
+
+@struct.dataclass
+class FusedForm:
+    """The `ImageForm` of `Waiting` image tokens.
+
+    Attributes:
+      position: positional part of the image tokens.
+      epsilon: that of the blocks' norms.
+      interpret: whether kernels run on any device, slowly: for tests.
+    """
+
+    position: Float[Array, "c hw"]
+    epsilon: float = struct.field(pytree_node=False)
+    interpret: bool = struct.field(pytree_node=False)
+
+    def gather(
+        self, block: int, params: Params, image: Waiting, query: Float[Array, "p heads n d"]
+    ) -> tuple[Float[Array, "p heads n d"], Waiting]:
+        """Return the gathered values, and the image tokens with their update; see `ImageForm`."""
+        heads, tokens = query.shape[1:3]
+        key, value = (by_head(params[name]["kernel"], heads) for name in ("key", "value"))
+        queries = rows(product("phnd,chd->phnc", query, key)).astype(query.dtype)
+        written, gathered = attend(
+            heads, self.epsilon, image.tokens, self.position, image.update, queries, interpret=self.interpret
+        )
+        gathered = gathered.reshape(len(query), heads, -1, gathered.shape[-1])[:, :, :tokens]
+        values = product("phnc,chd->phnd", gathered.astype(query.dtype), value) + params["value"]["bias"].reshape(
+            heads, 1, -1
+        )
+        return values.astype(query.dtype), image if written is None else Waiting(written, None)
+
+    def update(
+        self,
+        block: int,
+        params: Params,
+        image: Waiting,
+        key: Float[Array, "p heads n d"],
+        value: Float[Array, "p heads n d"],
+        token_mask: Bool[Array, "p n"],
+    ) -> Waiting:
+        """Return the image tokens with the update that waits; see `ImageForm`."""
+        attention, norm, heads = params["image_to_token"], params["norm_image_to_token"], key.shape[1]
+        query, out = attention["query"], attention["out"]
+        bias = product("phnd,hd->phn", key, query["bias"].reshape(heads, -1))
+        bias = rows(jnp.where(token_mask[:, None], bias, LEAST)[..., None], LEAST)
+        keys = rows(product("phnd,chd->phnc", key, by_head(query["kernel"], heads)))
+        values = rows(product("phnd,hdc->phnc", value, out["kernel"].reshape(heads, value.shape[-1], -1)))
+        columns = [x[:, None] for x in (out["bias"], norm["scale"], norm["bias"])]
+        return Waiting(
+            image.tokens, Update(keys.astype(key.dtype), bias, jnp.swapaxes(values, 1, 2).astype(key.dtype), *columns)
+        )
+
+    def masks(self, image: Waiting, head: MaskHead) -> tuple[Float[Array, "p m my mx"], Float[Array, "p my mx"] | None]:
+        """Return the low-res logits; see `ImageForm`."""
+        params, dtype = head.params["upscaling"], image.tokens.dtype
+        (first, first_bias), norm, second = centred_kernel(params["conv_0"]), params["norm"], params["conv_1"]
+        columns = [x[:, None] for x in (first_bias, norm["scale"], norm["bias"])]
+        bias = jnp.tile(second["bias"], 4)[:, None]
+        weights = Head(
+            first, *columns, second["kernel"].reshape(-1, len(norm["scale"])), bias, head.weights.astype(dtype)
+        )
+        maps = head.maps.stride_8, head.maps.stride_4
+        wanted = head.hq_weights is not None
+        logits, upscaled = upscaled_masks(weights, image.tokens, *maps, upscaled=wanted, interpret=self.interpret)
+        logits = jax.vmap(lambda x: in_order(jnp.swapaxes(x, 0, 1), head.grid_size))(logits)
+        if upscaled is None:
+            return logits, None
+        return logits, jax.vmap(
+            lambda x, w: hq_logits(head.params["hq"]["mask_feature"], in_order(x, head.grid_size), w, head.maps.hq)
+        )(upscaled, head.hq_weights)
+
+
+def rows(x: Float[Array, "p heads n c"], fill: float = 0) -> Float[Array, "p r c"]:
+    """Return the rows of all heads, with the tokens of each padded to whole tiles."""
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % ROWS), (0, 0)), constant_values=fill)
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+def decode_fused(
+    model: Sam, variables: Any, embedding: Float[Array, "h w c"], head: HeadMaps, prompts: Prompts
+) -> MaskPrediction:
+    """Return the masks of prompt sets on one image: those of `decode_absorbed`, by kernels where there are some.
+
+    Args:
+      model: the decoder.
+      variables: its variables.
+      embedding: the image embedding, channels last.
+      head: what `head_maps` made of the image.
+      prompts: prompts with axis [prompt set].
+    """
+    absorbed = functools.partial(decode_absorbed, model)
+    if model.config.efficient_sam:  # a norm over the whole map, which no block of pixels can compute
+        return absorbed(variables, embedding, head, prompts)
+    fused = functools.partial(decode_in_kernels, model, False)
+    return lax.platform_dependent(variables, embedding, head, prompts, tpu=fused, default=absorbed)
+
+
+def decode_in_kernels(
+    model: Sam,
+    interpret: bool,
+    variables: Any,
+    embedding: Float[Array, "h w c"],
+    head: HeadMaps,
+    prompts: Prompts,
+) -> MaskPrediction:
+    """Return what `decode_fused` does where there are kernels; `interpret` runs them on any device, slowly."""
+    leaves, tree = jax.tree.flatten((variables, embedding, head, prompts))
+    return MaskPrediction(**_kernels(model, interpret, tree, *leaves))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _kernels(model: Sam, interpret: bool, tree: jax.tree_util.PyTreeDef, *leaves: Any) -> dict[str, Array | None]:
+    variables, embedding, head, prompts = tree.unflatten(leaves)
+    config, (h, w, _) = model.config, embedding.shape
+    encoder = model.bind(variables).prompt_encoder
+    embedding = embedding.astype(config.dtype)
+    if prompts.masks is None:
+        image = embedding[None] + encoder.dense((h, w), None, None)
+    else:
+        image = embedding + jax.vmap(functools.partial(encoder.dense, (h, w)))(prompts.masks, prompts.has_mask)
+    tokens = jnp.swapaxes(image.reshape(len(image), h * w, -1), 1, 2)
+    form = FusedForm(grid_positions(encoder, (h, w)), config.block_norm_eps, interpret)
+    return vars(decode_form(model, variables, form, Waiting(tokens, None), head, (h, w), prompts))
+
+
+def _forward(model: Sam, interpret: bool, tree: Any, *leaves: Any) -> tuple[dict[str, Array | None], Any]:
+    return _kernels(model, interpret, tree, *leaves), leaves
+
+
+def _backward(model: Sam, interpret: bool, tree: Any, leaves: Any, gradient: dict[str, Array | None]) -> Any:
+    return jax.vjp(lambda *leaves: vars(decode_absorbed(model, *tree.unflatten(leaves))), *leaves)[1](gradient)
+
+
+_kernels.defvjp(_forward, _backward)

@@ -1,0 +1,252 @@
+"""Pallas kernels of the image's side: everything between two arrays of image tokens stays on the chip.
+
+A kernel goes over the image tokens of one prompt set, a block of pixels after the other. Pixels are the last axis, so
+that they fill a vector. What is multiplied with the image tokens is absorbed into few rows (`sam_jax.fast.absorbed`),
+which stay on the chip for all blocks.
+
+`attend` is an update of the image tokens and the gathering after it; `upscaled_masks` is the mask head.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from sam_jax.decoder.layers import CONV_NORM_EPS, gelu
+
+PIXELS = 512
+"""Image tokens of a block."""
+
+LANES = 128
+"""A block is a multiple of it."""
+
+BLOCKS_IN_TURN = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))
+"""Of the grid's axes [prompt set, block], the second has an order."""
+
+
+class Update(NamedTuple):
+    """An image-to-token attention and the norm after it; rows are [head, token], tokens padded to the same number.
+
+    Attributes:
+      keys: what the logits are: products of rows with the placed image tokens.
+      bias: added to the logits; the least number where no pixel may attend to the token.
+      values: the tokens' values, projected.
+      out_bias: added to what a pixel gathers.
+      scale: the norm's.
+      norm_bias: the norm's.
+    """
+
+    keys: Float[Array, "p r c"]
+    bias: Float[Array, "p r 1"]
+    values: Float[Array, "p c r"]
+    out_bias: Float[Array, "c 1"]
+    scale: Float[Array, "c 1"]
+    norm_bias: Float[Array, "c 1"]
+
+
+class Head(NamedTuple):
+    """The mask head of prompt sets, as `upscale` in `sam_jax.fast.image_form` computes it.
+
+    Attributes:
+      first: the first transposed convolution's kernel, centred over channels.
+      first_bias: its bias.
+      scale: the norm's.
+      norm_bias: the norm's.
+      second: the second transposed convolution's kernel, the same for every sub-pixel of the first.
+      second_bias: its bias.
+      weights: what the masks are products of the upscaled tokens with.
+    """
+
+    first: Float[Array, "o c"]
+    first_bias: Float[Array, "o 1"]
+    scale: Float[Array, "o//4 1"]
+    norm_bias: Float[Array, "o//4 1"]
+    second: Float[Array, "4*d o//4"]
+    second_bias: Float[Array, "4*d 1"]
+    weights: Float[Array, "p m d"]
+
+
+def dot(a: Array, b: Array, contract: tuple[int, int] = (1, 0)) -> Array:
+    """Return a product of matrices, in float32 at least; of float32, exact on every backend."""
+    dtype = jnp.promote_types(a.dtype, jnp.float32)
+    precision = lax.Precision.HIGHEST if a.dtype == dtype else None
+    axes = ((contract[0],), (contract[1],)), ((), ())
+    return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=dtype)
+
+
+def padded(x: Array, pixels: int) -> Array:
+    """Return an array with its pixels padded to whole blocks."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % pixels)])
+
+
+def block_of(hw: int) -> int:
+    """Return the pixels of a block."""
+    return min(PIXELS, -(-hw // LANES) * LANES)
+
+
+def attend(
+    heads: int,
+    epsilon: float,
+    tokens: Float[Array, "#p c hw"],
+    position: Float[Array, "c hw"],
+    update: Update | None,
+    queries: Float[Array, "p q c"],
+    *,
+    interpret: bool,
+) -> tuple[Float[Array, "p c hw"] | None, Float[Array, "p q c"]]:
+    """Return the updated image tokens, where there is an update, and what queries gather of them.
+
+    Args:
+      heads: of the update's rows.
+      epsilon: the norm's.
+      tokens: image tokens, those of all prompt sets or of each.
+      position: the image tokens' positional part.
+      update: what changes the image tokens before they are gathered.
+      queries: rows whose products with the placed image tokens are attention logits.
+      interpret: run on any device, slowly.
+    """
+    (sets, number, channels), hw = queries.shape, tokens.shape[-1]
+    pixels = block_of(hw)
+    tokens, position = padded(tokens, pixels), padded(position, pixels)
+    blocks = tokens.shape[-1] // pixels
+    accumulator = jnp.promote_types(tokens.dtype, jnp.float32)
+
+    own = 0 if len(tokens) == 1 else 1
+    in_specs = [
+        pl.BlockSpec((None, channels, pixels), lambda p, x: (own * p, 0, x)),
+        pl.BlockSpec((channels, pixels), lambda p, x: (0, x)),
+        pl.BlockSpec((None, number, channels), lambda p, x: (p, 0, 0)),
+    ]
+    out_specs = [pl.BlockSpec((None, number, channels), lambda p, x: (p, 0, 0))]
+    out_shape = [jax.ShapeDtypeStruct((sets, number, channels), accumulator)]
+    if update is not None:
+        of_set = [pl.BlockSpec((None, *x.shape[1:]), lambda p, x: (p, 0, 0)) for x in update[:3]]
+        of_all = [pl.BlockSpec(x.shape, lambda p, x: (0, 0)) for x in update[3:]]
+        in_specs += of_set + of_all
+        out_specs.append(pl.BlockSpec((None, channels, pixels), lambda p, x: (p, 0, x)))
+        out_shape.append(jax.ShapeDtypeStruct((sets, channels, blocks * pixels), tokens.dtype))
+
+    def kernel(tokens_ref: Any, position_ref: Any, queries_ref: Any, *refs: Any) -> None:
+        (*update_refs,) = refs[: len(in_specs) - 3]
+        gathered_ref, *written, largest_ref, total_ref = refs[len(in_specs) - 3 :]
+        block = pl.program_id(1)
+        x, position = tokens_ref[...], position_ref[...]
+        if update_refs:
+            x = updated(heads, epsilon, x, position, Update(*(ref[...] for ref in update_refs)))
+            written[0][...] = x
+
+        @pl.when(block == 0)
+        def _() -> None:
+            gathered_ref[...] = jnp.zeros_like(gathered_ref)
+            total_ref[...] = jnp.zeros_like(total_ref)
+            largest_ref[...] = jnp.full_like(largest_ref, -jnp.inf)
+
+        logits = dot(queries_ref[...], x + position)
+        if hw % pixels:
+            place = block * pixels + lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+            logits = jnp.where(place < hw, logits, -jnp.inf)
+        before = largest_ref[...]
+        largest = jnp.maximum(before, logits.max(1, keepdims=True))
+        weights, less = jnp.exp(logits - largest), jnp.exp(before - largest)
+        total = total_ref[...] * less + weights.sum(1, keepdims=True)
+        gathered = gathered_ref[...] * less + dot(weights.astype(x.dtype), x, (1, 1))
+        largest_ref[...], total_ref[...] = largest, total
+        gathered_ref[...] = jnp.where(block == blocks - 1, gathered / total, gathered)
+
+    gathered, *written = pl.pallas_call(
+        kernel,
+        grid=(sets, blocks),
+        in_specs=in_specs,
+        out_specs=out_specs,
+        out_shape=out_shape,
+        scratch_shapes=[pltpu.VMEM((number, 1), accumulator)] * 2,
+        compiler_params=BLOCKS_IN_TURN,
+        interpret=interpret,
+    )(tokens, position, queries, *(update or ()))
+    return written[0][..., :hw] if written else None, gathered
+
+
+def updated(
+    heads: int, epsilon: float, x: Float[Array, "c x"], position: Float[Array, "c x"], update: Update
+) -> Float[Array, "c x"]:
+    """Return a block of image tokens after an image-to-token attention and the norm after it."""
+    logits = dot(update.keys, x + position) + update.bias
+    logits = logits.reshape(heads, -1, logits.shape[-1])
+    weights = jnp.exp(logits - logits.max(1, keepdims=True))
+    weights = (weights / weights.sum(1, keepdims=True)).reshape(-1, weights.shape[-1])
+    y = x + dot(update.values, weights.astype(x.dtype)) + update.out_bias
+    y = y - y.mean(0, keepdims=True)
+    y = y * lax.rsqrt(jnp.square(y).mean(0, keepdims=True) + epsilon)
+    return (y * update.scale + update.norm_bias).astype(x.dtype)
+
+
+def upscaled_masks(
+    head: Head,
+    tokens: Float[Array, "p c hw"],
+    stride_8: Float[Array, "o hw"] | None,
+    stride_4: Float[Array, "16 d hw"] | None,
+    *,
+    upscaled: bool,
+    interpret: bool,
+) -> tuple[Float[Array, "p m 16 hw"], Float[Array, "p 16 d hw"] | None]:
+    """Return the masks' logits by sub-pixel, and the upscaled tokens where these are wanted.
+
+    Args:
+      head: weights.
+      tokens: image tokens.
+      stride_8: added to the first convolution.
+      stride_4: added to the second one.
+      upscaled: whether the upscaled tokens are returned.
+      interpret: run on any device, slowly.
+    """
+    (sets, channels, hw), (masks, depth) = tokens.shape, head.weights.shape[1:]
+    pixels, result = block_of(hw), jnp.promote_types(tokens.dtype, jnp.float32)
+    tokens, *maps = (padded(x, pixels) for x in (tokens, stride_8, stride_4) if x is not None)
+    blocks = tokens.shape[-1] // pixels
+    in_specs = [pl.BlockSpec((None, channels, pixels), lambda p, x: (p, 0, x))]
+    in_specs += [pl.BlockSpec(x.shape, lambda p, x: (0, 0)) for x in head[:-1]]
+    in_specs += [pl.BlockSpec((None, masks, depth), lambda p, x: (p, 0, 0))]
+    in_specs += [pl.BlockSpec((*m.shape[:-1], pixels), lambda p, x, n=m.ndim: (*(0,) * (n - 1), x)) for m in maps]
+    out_specs = [pl.BlockSpec((None, masks, 16, pixels), lambda p, x: (p, 0, 0, x))]
+    out_shape = [jax.ShapeDtypeStruct((sets, masks, 16, blocks * pixels), result)]
+    if upscaled:
+        out_specs.append(pl.BlockSpec((None, 16, depth, pixels), lambda p, x: (p, 0, 0, x)))
+        out_shape.append(jax.ShapeDtypeStruct((sets, 16, depth, blocks * pixels), tokens.dtype))
+
+    def kernel(tokens_ref: Any, *refs: Any) -> None:
+        weights = Head(*(ref[...] for ref in refs[: len(head)]))
+        map_refs, (logits_ref, *upscaled_ref) = refs[len(head) : len(in_specs) - 1], refs[len(in_specs) - 1 :]
+        stride_8_ref = map_refs[0] if stride_8 is not None else None
+        stride_4_ref = map_refs[-1] if stride_4 is not None else None
+        x = dot(weights.first, tokens_ref[...]) + weights.first_bias
+        if stride_8_ref is not None:
+            x = x + stride_8_ref[...]
+        width = len(weights.scale)
+        for i in range(4):
+            y = x[i * width : (i + 1) * width]
+            y = y * lax.rsqrt(jnp.square(y).mean(0, keepdims=True) + CONV_NORM_EPS)
+            y = gelu(y * weights.scale + weights.norm_bias).astype(tokens_ref.dtype)
+            z = dot(weights.second, y) + weights.second_bias
+            for j in range(4):
+                u = z[j * depth : (j + 1) * depth]
+                if stride_4_ref is not None:
+                    u = u + stride_4_ref[4 * i + j]
+                u = gelu(u).astype(tokens_ref.dtype)
+                logits_ref[:, 4 * i + j, :] = dot(weights.weights, u)
+                for ref in upscaled_ref:
+                    ref[4 * i + j] = u
+
+    logits, *of_tokens = pl.pallas_call(
+        kernel,
+        grid=(sets, blocks),
+        in_specs=in_specs,
+        out_specs=out_specs,
+        out_shape=out_shape,
+        compiler_params=BLOCKS_IN_TURN,
+        interpret=interpret,
+    )(tokens, *head, *maps)
+    return logits[..., :hw], of_tokens[0][..., :hw] if of_tokens else None
