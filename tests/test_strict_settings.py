@@ -41,7 +41,7 @@ def strict() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("path", ["plain", "absorbed", "low_rank"])
+@pytest.mark.parametrize("path", ["plain", "absorbed", "low_rank", "fused"])
 @pytest.mark.parametrize("kind", ["click", "box", "mask"])
 def test_every_path_decodes_every_kind_of_prompt(path: str, kind: str) -> None:
     if path == "low_rank" and kind == "mask":

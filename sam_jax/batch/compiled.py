@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam_jax.batch.decode import Images, Sizes, decode_batch, default_chunk, image_maps, pad_inputs
+from sam_jax.batch.decode import Images, Sizes, decode_batch, default_chunk, pad_inputs
 from sam_jax.batch.predict import check_inputs
 from sam_jax.config import SamConfig
-from sam_jax.decoder.features import features_of, map_shapes
+from sam_jax.decoder.features import features_of, map_shapes, maps_of
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.errors import describe
 from sam_jax.fast.low_rank import ImageState, prepare_image
@@ -48,14 +48,14 @@ class CompiledDecoder:
             of another dtype than was compiled for.
         """
         check_inputs(self.model.config, embeddings, prompts)
-        for name, value in image_maps(embeddings).items():
+        prepared = isinstance(embeddings, ImageState)
+        for name, value in () if prepared else maps_of(embeddings).items():
             if value.dtype != np.float32:
                 raise ValueError(
                     f"{name} must be float32, for which the programs were compiled; got {describe(value)}. "
                     "Cast it when it is made."
                 )
         embeddings, padded = pad_inputs(embeddings, prompts, self.sizes)
-        prepared = isinstance(embeddings, ImageState)
         key = padded.labels.shape, padded.masks is not None, prepared
         if key not in self.programs:
             axes = "[image, prompt set, token]" if len(key[0]) == 3 else "[prompt set, token]"

@@ -17,7 +17,7 @@ from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.errors import describe
 from sam_jax.fast.absorbed import decode_absorbed
 from sam_jax.fast.fused import decode_fused
-from sam_jax.fast.image_form import head_maps
+from sam_jax.fast.image_form import written_image
 from sam_jax.fast.low_rank import ImageState, decode_low_rank, prepare_image
 from sam_jax.prompts import AnyArray, Prompts
 
@@ -99,31 +99,41 @@ def decode_batch(
 
     The arguments are those of `predict_masks`; this is the one function that is compiled.
     """
+    decode = functools.partial(decode_by, model, chunk, best)
+    if path != "auto":
+        return decode(path, variables, images, prompts)
     prompt_sets, tokens = prompts.labels.shape[-2:]
-    prepared = isinstance(images, ImageState)
-    if path == "auto":
-        path = choose_path(tokens, prompt_sets, prompts.masks is not None, prepared)
+    choice = choose_path(tokens, prompt_sets, prompts.masks is not None, isinstance(images, ImageState))
+    on_tpu, elsewhere = (functools.partial(decode, path) for path in ("fused", choice))
+    return jax.lax.platform_dependent(variables, images, prompts, tpu=on_tpu, default=elsewhere)
+
+
+def decode_by(
+    model: Sam, chunk: int, best: bool, path: Path, variables: Variables, images: Images, prompts: Prompts
+) -> MaskPrediction:
+    """Return what `decode_batch` does, by one path."""
+    prompt_sets, prepared = prompts.labels.shape[-2], isinstance(images, ImageState)
 
     def one_image(inputs: tuple[Any, Prompts]) -> MaskPrediction:
         image, prompts = inputs
         if path == "low_rank":
             state = image if prepared else prepare_image(model, variables, image)
             decode: Any = functools.partial(decode_low_rank, model, variables, state)
-        elif path in ("absorbed", "fused"):
-            head = image.head if prepared else head_maps(model, variables, image)
-            form = decode_absorbed if path == "absorbed" else decode_fused
-            decode = functools.partial(form, model, variables, jnp.asarray(embeddings_of(image)), head)
-        else:
+        elif path == "plain":
             decode = jax.vmap(functools.partial(model.apply, variables, jax.tree.map(jnp.asarray, image)))
+        else:
+            written = image.written if prepared else written_image(model, variables, image)
+            form = decode_absorbed if path == "absorbed" else decode_fused
+            decode = functools.partial(form, model, variables, written)
         return map_groups(lambda group: best_alone(decode(group), group) if best else decode(group), prompts, chunk)
 
-    if embeddings_of(images).ndim == 3:
+    if not image_axes(images):
         return one_image((images, prompts))
     return map_groups(jax.vmap(one_image), (images, prompts), max(1, chunk // max(1, prompt_sets)))
 
 
 def choose_path(tokens: int, prompt_sets: int, has_masks: bool, prepared: bool) -> Path:
-    """Return the fastest path for the shapes, by measurement on two CPU cores.
+    """Return the fastest path for the shapes, by measurement on two CPU cores; a TPU takes "fused" for all.
 
     Image tokens of low rank pay for few tokens, on an image that is prepared or that several prompt sets share. A mask
     prompt makes the image tokens the prompt set's own, so that they have to be written out.
@@ -139,14 +149,11 @@ def choose_path(tokens: int, prompt_sets: int, has_masks: bool, prepared: bool) 
     return "absorbed"
 
 
-def image_maps(images: Images) -> dict[str, Any]:
-    """Return the maps of images by name; of prepared ones, which take the others' place, the embedding alone."""
-    return {"embedding": images.embedding} if isinstance(images, ImageState) else maps_of(images)
-
-
-def embeddings_of(images: Images) -> Float[AnyArray, "... h w c"]:
-    """Return the embeddings, prepared or not."""
-    return image_maps(images)["embedding"]
+def image_axes(images: Images) -> tuple[int, ...]:
+    """Return the axes of images, prepared or not: none, or their number."""
+    if isinstance(images, ImageState):
+        return images.written.embedding.shape[:-2]
+    return maps_of(images)["embedding"].shape[:-3]
 
 
 def map_groups(function: Callable[[Any], Any], inputs: Any, size: int) -> Any:

@@ -1,6 +1,7 @@
 """Masks for many prompt sets on many images: batching, padding to a few sizes, bounded memory."""
 
 import functools
+import math
 from typing import get_args
 
 import jax
@@ -13,14 +14,13 @@ from sam_jax.batch.decode import (
     Sizes,
     decode_batch,
     default_chunk,
-    embeddings_of,
-    image_maps,
+    image_axes,
     is_readable,
     pad_inputs,
 )
 from sam_jax.batch.sharding import decode_on, fit_sizes
 from sam_jax.config import SamConfig
-from sam_jax.decoder.features import check_maps, map_shapes
+from sam_jax.decoder.features import check_maps, map_shapes, maps_of
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.errors import describe
 from sam_jax.fast.low_rank import ImageState
@@ -71,7 +71,7 @@ def predict_masks(
         raise ValueError(f"chunk must be a positive number of prompt sets, got {chunk}.")
     run = decode_batch
     if mesh is not None:
-        images = embeddings_of(embeddings).ndim == 4
+        images = bool(image_axes(embeddings))
         run, sizes = functools.partial(decode_on, mesh), fit_sizes(sizes, mesh, images=images)
     if not all(is_readable(x) for x in jax.tree.leaves((variables, embeddings, prompts))):
         return run(model, variables, embeddings, prompts, chunk=chunk, path=path, best=best)
@@ -84,21 +84,18 @@ def predict_masks(
 
 def check_inputs(config: SamConfig, images: Images, prompts: Prompts) -> None:
     """Raise a ValueError where the inputs of `predict_masks` do not fit the model or each other."""
-    maps, wanted = image_maps(images), map_shapes(config)
-    check_maps(maps, {"embedding": wanted["embedding"]} if isinstance(images, ImageState) else wanted)
-    embeddings = maps["embedding"]
+    check_images(config, images)
+    of_images = image_axes(images)
     if not isinstance(prompts, Prompts):
         raise ValueError(f"prompts must come from sam_jax.Prompts.build, got {describe(prompts)}.")
     batch = prompts.valid.shape
-    if len(batch) != embeddings.ndim - 2 or batch[:-1] != embeddings.shape[:-3]:
-        axes = "[image, prompt set]" if embeddings.ndim == 4 else "[prompt set]"
+    if len(batch) != len(of_images) + 1 or batch[:-1] != of_images:
+        axes = "[image, prompt set]" if of_images else "[prompt set]"
         hint = ""
-        if embeddings.ndim == 4 and batch == embeddings.shape[:1]:
+        if of_images and batch == of_images:
             hint = " If their first axis is images, Prompts.build(..., images=True) says so."
-        raise ValueError(
-            f"prompts must have axes {axes} to fit embeddings of shape {list(embeddings.shape)}, "
-            f"got {list(batch)} prompt sets.{hint}"
-        )
+        given = f"{of_images[0]} images" if of_images else "one image"
+        raise ValueError(f"prompts must have axes {axes} to fit {given}, got {list(batch)} prompt sets.{hint}")
     if prompts.masks is not None and prompts.masks.shape[-2:] != config.mask_size:
         raise ValueError(
             f"Mask prompts must be {list(config.mask_size)} logits, 4 times the grid, "
@@ -106,6 +103,19 @@ def check_inputs(config: SamConfig, images: Images, prompts: Prompts) -> None:
         )
     if is_readable(prompts.coordinates) and is_readable(prompts.labels):
         _check_frame(config.image_size, np.asarray(prompts.coordinates), np.asarray(prompts.labels) != EMPTY)
+
+
+def check_images(config: SamConfig, images: Images) -> None:
+    """Raise a ValueError for images, prepared or not, that the model does not take."""
+    if not isinstance(images, ImageState):
+        check_maps(maps_of(images), map_shapes(config))
+        return
+    prepared, wanted = images.written.embedding, [config.width, math.prod(config.grid_size)]
+    if list(prepared.shape[-2:]) != wanted:
+        raise ValueError(
+            f"A prepared image must be of this model: its embedding is {list(prepared.shape[-2:])} [channel, pixel], "
+            f"not {wanted}."
+        )
 
 
 def check_path(path: Path, images: Images, prompts: Prompts) -> None:

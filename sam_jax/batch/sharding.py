@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from sam_jax.batch.decode import Images, Path, Sizes, decode_batch, embeddings_of, is_readable, pad_inputs
+from sam_jax.batch.decode import Images, Path, Sizes, decode_batch, image_axes, is_readable, pad_inputs
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.prompts import Prompts
 
@@ -75,7 +75,7 @@ def shard_inputs(
       mesh: what `make_mesh` returned.
       sizes: what the numbers of tokens, prompt sets and images are rounded up to, then to multiples of the mesh.
     """
-    sizes = fit_sizes(sizes, mesh, images=embeddings_of(embeddings).ndim == 4)
+    sizes = fit_sizes(sizes, mesh, images=bool(image_axes(embeddings)))
     return _place_inputs(*pad_inputs(embeddings, prompts, sizes), mesh)
 
 

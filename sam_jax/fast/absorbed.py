@@ -24,13 +24,12 @@ from jaxtyping import Array, Bool, Float
 
 from sam_jax.decoder.model import MaskPrediction, Sam
 from sam_jax.fast.image_form import (
-    HeadMaps,
     MaskHead,
     Params,
-    channels_first,
+    WrittenImage,
     decode_form,
     first_convolution,
-    grid_positions,
+    image_tokens,
     in_turn,
     masks_in_turn,
     product,
@@ -90,7 +89,7 @@ class WrittenForm:
 
     def written(self, tokens: Float[Array, "*p c hw"]) -> Written:
         """Return image tokens with what the blocks read of them."""
-        return Written(tokens, tokens + self.position)
+        return Written(tokens, tokens + jnp.broadcast_to(self.position, tokens.shape))
 
 
 def gather(params: Params, image: Written, query: Float[Array, "heads n d"]) -> Float[Array, "heads n d"]:
@@ -135,24 +134,17 @@ def by_head(kernel: Float[Array, "c inner"], heads: int) -> Float[Array, "c head
     return kernel.reshape(len(kernel), heads, -1)
 
 
-def decode_absorbed(
-    model: Sam, variables: Any, embedding: Float[Array, "h w c"], head: HeadMaps, prompts: Prompts
-) -> MaskPrediction:
+def decode_absorbed(model: Sam, variables: Any, image: WrittenImage, prompts: Prompts) -> MaskPrediction:
     """Return the masks of prompt sets on one image, with or without mask prompts: those of `Sam`, to rounding.
 
     Args:
       model: the decoder.
       variables: its variables.
-      embedding: the image embedding, channels last.
-      head: what `head_maps` made of the image.
+      image: what `written_image` made of the image.
       prompts: prompts with axis [prompt set], decoded all at once.
     """
-    config, (h, w, _) = model.config, embedding.shape
-    encoder = model.bind(variables).prompt_encoder
-
-    def image(prompt_set: Prompts) -> Written:
-        dense = encoder.dense((h, w), prompt_set.masks, prompt_set.has_mask)
-        return form.written(channels_first(embedding.astype(config.dtype) + dense))
-
-    form = WrittenForm(grid_positions(encoder, (h, w)), config.block_norm_eps)
-    return decode_form(model, variables, form, jax.vmap(image)(prompts), head, (h, w), prompts)
+    config = model.config
+    form = WrittenForm(image.position, config.block_norm_eps)
+    tokens = image_tokens(model.bind(variables).prompt_encoder, image, config.grid_size, prompts)
+    tokens = jnp.broadcast_to(tokens, (len(prompts.valid), *tokens.shape[1:]))
+    return decode_form(model, variables, form, form.written(tokens), image.head, prompts)

@@ -18,13 +18,13 @@ from jaxtyping import Array, Bool, Float
 from sam_jax.decoder.model import MaskPrediction, Sam
 from sam_jax.fast.absorbed import by_head, decode_absorbed
 from sam_jax.fast.image_form import (
-    HeadMaps,
     MaskHead,
     Params,
+    WrittenImage,
     centred_kernel,
     decode_form,
-    grid_positions,
     hq_logits,
+    image_tokens,
     in_order,
     product,
 )
@@ -70,9 +70,8 @@ class FusedForm:
             heads, self.epsilon, image.tokens, self.position, image.update, queries, interpret=self.interpret
         )
         gathered = gathered.reshape(len(query), heads, -1, gathered.shape[-1])[:, :, :tokens]
-        values = product("phnc,chd->phnd", gathered.astype(query.dtype), value) + params["value"]["bias"].reshape(
-            heads, 1, -1
-        )
+        values = product("phnc,chd->phnd", gathered.astype(query.dtype), value)
+        values = values + params["value"]["bias"].reshape(1, heads, 1, -1)
         return values.astype(query.dtype), image if written is None else Waiting(written, None)
 
     def update(
@@ -108,11 +107,13 @@ class FusedForm:
         maps = head.maps.stride_8, head.maps.stride_4
         wanted = head.hq_weights is not None
         logits, upscaled = upscaled_masks(weights, image.tokens, *maps, upscaled=wanted, interpret=self.interpret)
-        logits = jax.vmap(lambda x: in_order(jnp.swapaxes(x, 0, 1), head.grid_size))(logits)
+        logits = jax.vmap(lambda x: in_order(jnp.swapaxes(x, 0, 1), head.config.grid_size))(logits)
         if upscaled is None:
             return logits, None
         return logits, jax.vmap(
-            lambda x, w: hq_logits(head.params["hq"]["mask_feature"], in_order(x, head.grid_size), w, head.maps.hq)
+            lambda x, w: hq_logits(
+                head.params["hq"]["mask_feature"], in_order(x, head.config.grid_size), w, head.maps.hq
+            )
         )(upscaled, head.hq_weights)
 
 
@@ -122,51 +123,37 @@ def rows(x: Float[Array, "p heads n c"], fill: float = 0) -> Float[Array, "p r c
     return x.reshape(len(x), -1, x.shape[-1])
 
 
-def decode_fused(
-    model: Sam, variables: Any, embedding: Float[Array, "h w c"], head: HeadMaps, prompts: Prompts
-) -> MaskPrediction:
+def decode_fused(model: Sam, variables: Any, image: WrittenImage, prompts: Prompts) -> MaskPrediction:
     """Return the masks of prompt sets on one image: those of `decode_absorbed`, by kernels where there are some.
 
     Args:
       model: the decoder.
       variables: its variables.
-      embedding: the image embedding, channels last.
-      head: what `head_maps` made of the image.
-      prompts: prompts with axis [prompt set].
+      image: what `written_image` made of the image.
+      prompts: prompts with axis [prompt set], decoded all at once.
     """
     absorbed = functools.partial(decode_absorbed, model)
     if model.config.efficient_sam:  # a norm over the whole map, which no block of pixels can compute
-        return absorbed(variables, embedding, head, prompts)
+        return absorbed(variables, image, prompts)
     fused = functools.partial(decode_in_kernels, model, False)
-    return lax.platform_dependent(variables, embedding, head, prompts, tpu=fused, default=absorbed)
+    return lax.platform_dependent(variables, image, prompts, tpu=fused, default=absorbed)
 
 
 def decode_in_kernels(
-    model: Sam,
-    interpret: bool,
-    variables: Any,
-    embedding: Float[Array, "h w c"],
-    head: HeadMaps,
-    prompts: Prompts,
+    model: Sam, interpret: bool, variables: Any, image: WrittenImage, prompts: Prompts
 ) -> MaskPrediction:
     """Return what `decode_fused` does where there are kernels; `interpret` runs them on any device, slowly."""
-    leaves, tree = jax.tree.flatten((variables, embedding, head, prompts))
+    leaves, tree = jax.tree.flatten((variables, image, prompts))
     return MaskPrediction(**_kernels(model, interpret, tree, *leaves))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _kernels(model: Sam, interpret: bool, tree: jax.tree_util.PyTreeDef, *leaves: Any) -> dict[str, Array | None]:
-    variables, embedding, head, prompts = tree.unflatten(leaves)
-    config, (h, w, _) = model.config, embedding.shape
-    encoder = model.bind(variables).prompt_encoder
-    embedding = embedding.astype(config.dtype)
-    if prompts.masks is None:
-        image = embedding[None] + encoder.dense((h, w), None, None)
-    else:
-        image = embedding + jax.vmap(functools.partial(encoder.dense, (h, w)))(prompts.masks, prompts.has_mask)
-    tokens = jnp.swapaxes(image.reshape(len(image), h * w, -1), 1, 2)
-    form = FusedForm(grid_positions(encoder, (h, w)), config.block_norm_eps, interpret)
-    return vars(decode_form(model, variables, form, Waiting(tokens, None), head, (h, w), prompts))
+    variables, image, prompts = tree.unflatten(leaves)
+    config = model.config
+    form = FusedForm(image.position, config.block_norm_eps, interpret)
+    tokens = image_tokens(model.bind(variables).prompt_encoder, image, config.grid_size, prompts)
+    return vars(decode_form(model, variables, form, Waiting(tokens, None), image.head, prompts))
 
 
 def _forward(model: Sam, interpret: bool, tree: Any, *leaves: Any) -> tuple[dict[str, Array | None], Any]:

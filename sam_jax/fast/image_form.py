@@ -80,6 +80,21 @@ class HeadMaps:
     hq: Float[Array, "*image my mx d"] | None = None
 
 
+@struct.dataclass
+class WrittenImage:
+    """An image for the forms that write image tokens out, in the compute dtype, with pixels last.
+
+    Attributes:
+      embedding: the image embedding.
+      position: the positional part of image tokens.
+      head: what the mask head takes.
+    """
+
+    embedding: Float[Array, "*image c hw"]
+    position: Float[Array, "*image c hw"]
+    head: HeadMaps
+
+
 class MaskHead(NamedTuple):
     """What makes masks of the image tokens.
 
@@ -89,7 +104,6 @@ class MaskHead(NamedTuple):
       maps: what the image alone gives.
       weights: what the upscaled tokens are multiplied with, for every mask.
       hq_weights: what the HQ mask's features are multiplied with; None without one.
-      grid_size: height and width of the image embedding.
     """
 
     config: SamConfig
@@ -97,7 +111,6 @@ class MaskHead(NamedTuple):
     maps: HeadMaps
     weights: Float[Array, "p m d"]
     hq_weights: Float[Array, "p d"] | None
-    grid_size: tuple[int, int]
 
 
 def head_maps(model: Sam, variables: Any, features: Features) -> HeadMaps:
@@ -164,6 +177,24 @@ def grid_positions(encoder: PromptEncoder, grid_size: tuple[int, int]) -> Float[
     return positions.reshape(len(positions), -1)
 
 
+def written_image(model: Sam, variables: Any, features: Features) -> WrittenImage:
+    """Return an image for the forms that write image tokens out."""
+    encoder, embedding = model.bind(variables).prompt_encoder, jnp.asarray(maps_of(features)["embedding"])
+    position = grid_positions(encoder, embedding.shape[:2])
+    embedding = channels_first(embedding.astype(model.config.dtype))
+    return WrittenImage(embedding, position, head_maps(model, variables, features))
+
+
+def image_tokens(
+    encoder: PromptEncoder, image: WrittenImage, grid_size: tuple[int, int], prompts: Prompts
+) -> Float[Array, "#p c hw"]:
+    """Return the image tokens before the first block: of each prompt set where some have a mask, or of all."""
+    if prompts.masks is None:
+        return (image.embedding + encoder.dense((1, 1), None, None).reshape(-1, 1))[None]
+    dense = jax.vmap(functools.partial(encoder.dense, grid_size))(prompts.masks, prompts.has_mask)
+    return image.embedding[None] + jax.vmap(channels_first)(dense)
+
+
 def decoder_params(dtype: str, variables: Any) -> Params:
     """Return the mask decoder's parameters in the compute dtype."""
     return jax.tree.map(lambda x: x.astype(dtype), variables["params"]["mask_decoder"])
@@ -205,7 +236,6 @@ def decode_form(
     form: ImageForm,
     image: Any,
     head: HeadMaps,
-    grid_size: tuple[int, int],
     prompts: Prompts,
 ) -> MaskPrediction:
     """Return the masks of prompt sets on one image: what `Sam` computes, with the image tokens in another form.
@@ -216,7 +246,6 @@ def decode_form(
       form: how the image tokens are held.
       image: the image tokens before the first block.
       head: what the image alone gives to the mask head.
-      grid_size: height and width of the image embedding.
       prompts: prompts with axis [prompt set]; mask prompts are in `image` already.
     """
     sam = model.bind(variables)
@@ -230,7 +259,7 @@ def decode_form(
 
     tokens, image = two_way(model, params["two_way"], form, tokens, image, token_mask, len(outputs))
     heads = jax.vmap(decoder.heads)(tokens)
-    logits, hq = form.masks(image, MaskHead(model.config, params, head, heads.weights, heads.hq, grid_size))
+    logits, hq = form.masks(image, MaskHead(model.config, params, head, heads.weights, heads.hq))
     return prediction_of(model.config, DecoderOutput(logits, heads.iou, heads.object_score, hq), prompts.valid)
 
 
@@ -244,7 +273,7 @@ def masks_in_turn(
       convolve: the first transposed convolution of one prompt set, as `first_convolution` has it.
       parts: what it takes, for all prompt sets.
     """
-    params, maps, grid_size = head.params, head.maps, head.grid_size
+    params, maps, grid_size = head.params, head.maps, head.config.grid_size
 
     def logits_of(parts: tuple[Array, ...], weights: Array, hq_weights: Array | None) -> tuple[Array, Array | None]:
         upscaled = upscale(params["upscaling"], convolve(*parts), maps, whole_map=head.config.efficient_sam)

@@ -40,24 +40,22 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from sam_jax.decoder.features import Features, maps_of
+from sam_jax.decoder.features import Features
 from sam_jax.decoder.model import MaskPrediction, Sam
 from sam_jax.fast.image_form import (
-    HeadMaps,
     MaskHead,
     Params,
-    channels_first,
+    WrittenImage,
     decode_form,
     decoder_params,
     first_convolution,
     forgetful,
-    grid_positions,
-    head_maps,
     linear,
     masks_in_turn,
     product,
     token_weights,
     unfused,
+    written_image,
 )
 from sam_jax.prompts import Prompts
 
@@ -144,16 +142,14 @@ class ImageState:
     `*image` is empty, or one axis of images.
 
     Attributes:
-      embedding: the image embedding.
-      head: what the image gives to the mask head.
+      written: the image for the forms that write image tokens out, and what it gives to the mask head.
       gathers: tables of the blocks' token-to-image attentions and of the final one.
       updates: tables of the blocks' image-to-token attentions and norms.
       upscaled: tables of `first_convolution`; its channels are those of one head.
       epsilon: that of the blocks' norms.
     """
 
-    embedding: Float[Array, "*image h w c"]
-    head: HeadMaps
+    written: WrittenImage
     gathers: tuple[GatherTables, ...]
     updates: tuple[UpdateTables, ...]
     upscaled: LinearMap
@@ -368,12 +364,11 @@ def prepare_image(model: Sam, variables: Any, features: Features) -> ImageState:
       variables: its variables.
       features: the image encoder's output, channels last.
     """
-    embedding = jnp.asarray(maps_of(features)["embedding"])
-    config, channels, (h, w, _) = model.config, model.config.width, embedding.shape
+    config, channels = model.config, model.config.width
     params = decoder_params(config.dtype, variables)
-    encoder = model.bind(variables).prompt_encoder
-    image = channels_first(embedding.astype(config.dtype) + encoder.dense((h, w), None, None))
-    position = grid_positions(encoder, (h, w))
+    written = written_image(model, variables, features)
+    image = written.embedding + model.bind(variables).prompt_encoder.dense((1, 1), None, None).reshape(-1, 1)
+    position = written.position
     gathers, updates, outputs, last_bias = [], [], [], jnp.zeros(channels, image.dtype)
 
     def table(kernel: Float[Array, "c out"], tokens: Float[Array, "c hw"], heads: int) -> Float[Array, "heads d hw"]:
@@ -418,8 +413,7 @@ def prepare_image(model: Sam, variables: Any, features: Features) -> ImageState:
     gathers.append(gather_tables(params["two_way"]["final_token_to_image"]))
     kernel, bias = first_convolution(config, params["upscaling"]["conv_0"])
     upscaled = linear_map({"kernel": kernel.T, "bias": bias}, placed=False, heads=1)
-    head = head_maps(model, variables, features)
-    return ImageState(embedding, head, tuple(gathers), tuple(updates), upscaled, config.block_norm_eps)
+    return ImageState(written, tuple(gathers), tuple(updates), upscaled, config.block_norm_eps)
 
 
 def decode_low_rank(model: Sam, variables: Any, state: ImageState, prompts: Prompts) -> MaskPrediction:
@@ -440,5 +434,4 @@ def decode_low_rank(model: Sam, variables: Any, state: ImageState, prompts: Prom
         raise ValueError(
             "decode_low_rank takes no mask prompts: with one, nothing is the image's alone. decode_absorbed takes them."
         )
-    h, w, _ = state.embedding.shape
-    return decode_form(model, variables, state, None, state.head, (h, w), prompts)
+    return decode_form(model, variables, state, None, state.written.head, prompts)

@@ -21,9 +21,9 @@ import tensorstore
 from jaxtyping import Int, UInt8
 
 from sam_jax.atomic import remove_leftovers, written_whole
-from sam_jax.batch.decode import image_maps
 from sam_jax.decoder.features import Features, features_of, maps_of
 from sam_jax.errors import describe, in_words
+from sam_jax.fast.low_rank import ImageState
 from sam_jax.files.manifest import Provenance
 from sam_jax.images.pixels import EncodedImage
 from sam_jax.images.size import Size
@@ -150,7 +150,9 @@ class EmbeddingStore:
         Raises:
           ValueError: for maps of other names or shapes than the store's or that are no floats, or a name that is none.
         """
-        maps = {what: np.asarray(value) for what, value in image_maps(image.embedding).items()}
+        if isinstance(image.embedding, ImageState):
+            raise ValueError(f"{name} must be what encode_image returned, got what prepare_image made of it.")
+        maps = {what: np.asarray(value) for what, value in maps_of(image.embedding).items()}
         self._check_maps(name, maps)
         attributes = {"input_size": list(image.input_size), "original_size": list(image.original_size)}
         attributes |= {} if digest is None else {"pixels": digest}

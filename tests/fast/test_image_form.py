@@ -17,7 +17,6 @@ from random_model import FAMILIES, random_embedding, random_features, random_var
 from sam_jax import MaskPrediction, Prompts, Sam
 from sam_jax.config import TINY, SamConfig
 from sam_jax.decoder.attention import Attention
-from sam_jax.decoder.features import maps_of
 from sam_jax.decoder.layers import ConvTranspose2x2, layer_norm
 from sam_jax.decoder.mask_decoder import Upscaling
 from sam_jax.fast import fused
@@ -27,7 +26,6 @@ from sam_jax.fast.image_form import (
     HeadMaps,
     centred_kernel,
     channels_first,
-    head_maps,
     heads_of,
     in_order,
     joined,
@@ -36,6 +34,7 @@ from sam_jax.fast.image_form import (
     scaled,
     unfused,
     upscale,
+    written_image,
 )
 from sam_jax.fast.low_rank import ImageState, decode_low_rank, prepare_image
 
@@ -55,9 +54,9 @@ def decode_in(form: str, model: Sam, variables: Any, features: Any, prompts: Pro
     if form == "low_rank":
         return decode_low_rank(model, variables, prepare_image(model, variables, features), prompts)
     if form in ("absorbed", "fused"):
-        head = head_maps(model, variables, features)
+        image = written_image(model, variables, features)
         decode = {"absorbed": decode_absorbed, "fused": functools.partial(decode_in_kernels, interpret=True)}[form]
-        return decode(model, variables=variables, embedding=maps_of(features)["embedding"], head=head, prompts=prompts)
+        return decode(model, variables=variables, image=image, prompts=prompts)
     return jax.vmap(functools.partial(model.apply, variables, features))(prompts)
 
 
