@@ -18,6 +18,7 @@ from sam_jax.errors import describe
 from sam_jax.fast.absorbed import decode_absorbed
 from sam_jax.fast.image_form import head_maps
 from sam_jax.fast.low_rank import ImageState, decode_low_rank, prepare_image
+from sam_jax.fast.platforms import on_cpu
 from sam_jax.prompts import AnyArray, Prompts
 
 Images = Float[AnyArray, "... h w c"] | ImageFeatures | ImageState
@@ -28,6 +29,9 @@ Path = Literal["auto", "plain", "absorbed", "low_rank"]
 
 LOW_RANK_TOKENS = 24
 """Up to how many tokens of a prompt set the low-rank form pays."""
+
+CPU_CHUNK, CHUNK = 4, 64
+"""How many prompt sets are decoded at once: few stay in a CPU's caches, many fill an accelerator."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +70,6 @@ def is_readable(x: Any) -> bool:
     return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
 
 
-def default_chunk() -> int:
-    """Return how many prompt sets are decoded at once: few stay in a CPU's caches, many fill an accelerator."""
-    return 4 if jax.default_backend() == "cpu" else 64
-
-
 def pad_inputs(embeddings: Images, prompts: Prompts, sizes: Sizes) -> tuple[Images, Prompts]:
     """Return the inputs with the numbers of tokens, prompt sets and images rounded up to `sizes`."""
     *images, prompt_sets, tokens = prompts.labels.shape
@@ -89,7 +88,7 @@ def decode_batch(
     variables: Variables,
     images: Images,
     prompts: Prompts,
-    chunk: int,
+    chunk: int | None = None,
     path: Path = "auto",
     best: bool = False,
 ) -> MaskPrediction:
@@ -97,6 +96,13 @@ def decode_batch(
 
     The arguments are those of `predict_masks`; this is the one function that is compiled.
     """
+    if chunk is None:
+        decode = functools.partial(decode_batch, model, path=path, best=best)
+        if prompts.valid.size <= CPU_CHUNK:
+            return decode(variables, images, prompts, chunk=CPU_CHUNK)
+        # Gradients would keep the arrays of both: those of one are computed a second time instead.
+        elsewhere = jax.checkpoint(functools.partial(decode, chunk=CHUNK), prevent_cse=False)
+        return on_cpu(functools.partial(decode, chunk=CPU_CHUNK), elsewhere, variables, images, prompts)
     prompt_sets, tokens = prompts.labels.shape[-2:]
     prepared = isinstance(images, ImageState)
     if path == "auto":
