@@ -73,7 +73,7 @@ def ours(way: Way, variables: Any, embeddings: np.ndarray, case: Case) -> Side:
         arguments = jax.device_put(arguments)
         program = jax.jit(decode).lower(*arguments).compile()
     sets = case.images * case.sets
-    in_loops = jax.default_backend() == "cpu" or mesh or sets > (way.chunk or ways.default_chunk())
+    in_loops = jax.default_backend() == "cpu" or mesh or sets > (way.chunk or ways.CHUNK)
     counted = {} if in_loops else program.cost_analysis()
     costs = {name: counted[key] for name, key in (("flops", "flops"), ("bytes", "bytes accessed")) if key in counted}
     return Side(lambda: program(*arguments), sets, costs=costs)

@@ -19,16 +19,20 @@ from jaxtyping import Array, Bool, Float, Int
 from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.automatic.nms import box_nms
 from sam_jax.automatic.statistics import count_pixels
-from sam_jax.batch.decode import Images, decode_batch, default_chunk
+from sam_jax.batch.decode import CHUNK, CPU_CHUNK, Images, decode_batch
 from sam_jax.batch.interactive import handed_back
 from sam_jax.batch.select import select_masks
 from sam_jax.decoder.model import Sam, Variables
 from sam_jax.fast.low_rank import ImageState, prepare_image
+from sam_jax.fast.platforms import on_cpu
 from sam_jax.images.resize import mask_sizes
 from sam_jax.prompts import AnyArray, Prompts
 
 EDGE = 20
 """Pixels within which a box counts as at an edge."""
+
+CPU_COUNTED, COUNTED = 16, 64
+"""How many masks are counted at once: a CPU's caches hold few."""
 
 
 @struct.dataclass
@@ -90,11 +94,6 @@ class Candidates:
     valid: Bool[AnyArray, "*n"]
 
 
-def together() -> int:
-    """Return how many masks are counted at once: a CPU's caches hold few."""
-    return 16 if jax.default_backend() == "cpu" else 64
-
-
 def find_masks(
     model: Sam,
     variables: Variables,
@@ -148,7 +147,9 @@ def decode_again(
         logits, _ = _decode(model, variables, state, points, use_m2m)
         return jnp.take_along_axis(logits, masks[:, None, None, None], axis=1)[:, 0]
 
-    return map_first(decode, (points, masks), number, default_chunk())
+    run = functools.partial(map_first, decode)
+    few, many = functools.partial(run, size=CPU_CHUNK), functools.partial(run, size=CHUNK)
+    return on_cpu(few, many, (points, masks), number)
 
 
 def prepared(model: Sam, variables: Variables, image: Images) -> ImageState:
@@ -199,7 +200,7 @@ def _ask(
     """The masks of a click each; with mask prompts, the one mask for a clear prompt."""
     labels = jnp.ones((len(points), 1), jnp.int32)
     prompts = Prompts.build(points=points[:, None], labels=labels, masks=masks, images=False)
-    out = decode_batch(model, variables, state, prompts, default_chunk())
+    out = decode_batch(model, variables, state, prompts)
     logits, iou = select_masks(out, multimask=masks is None)
     return jnp.asarray(logits), jnp.asarray(iou)
 
@@ -225,7 +226,9 @@ def filtered_masks(
         sizes: Any = mask_sizes(model.config, tuple(place.input_size)) | {"original_size": place.size}
         return count_pixels(jnp.take(logits, index, 0, mode="clip"), offset=offset, **sizes)
 
-    counted = map_first(count, order, wanted.sum(), together())
+    run = functools.partial(map_first, count)
+    few, many = functools.partial(run, size=CPU_COUNTED), functools.partial(run, size=COUNTED)
+    counted = on_cpu(few, many, order, wanted.sum())
     counted = jax.tree.map(lambda x: jnp.zeros_like(x).at[order].set(x, mode="drop"), counted)
     # The official code divides by 0 for a mask that is empty at every threshold. 0 passes as few thresholds as NaN.
     stability = counted.inner.astype(jnp.float32) / jnp.maximum(counted.outer, 1).astype(jnp.float32)

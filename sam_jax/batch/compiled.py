@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam_jax.batch.decode import Images, Sizes, decode_batch, default_chunk, pad_inputs
+from sam_jax.batch.decode import Images, Sizes, decode_batch, pad_inputs
 from sam_jax.batch.predict import check_inputs
 from sam_jax.config import SamConfig
 from sam_jax.decoder.features import features_of, map_shapes, maps_of
@@ -95,7 +95,6 @@ def compile(
     if not isinstance(sizes, Sizes):
         raise ValueError(f"sizes must be a sam_jax.Sizes, got {describe(sizes)}.")
     config = model.config
-    chunk = default_chunk() if chunk is None else chunk
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
     counts = [sizes.images] if images else []
     programs = {}

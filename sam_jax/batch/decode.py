@@ -19,6 +19,7 @@ from sam_jax.fast.absorbed import decode_absorbed
 from sam_jax.fast.fused import decode_fused
 from sam_jax.fast.image_form import written_image
 from sam_jax.fast.low_rank import ImageState, decode_low_rank, prepare_image
+from sam_jax.fast.platforms import on_cpu
 from sam_jax.prompts import AnyArray, Prompts
 
 Images = Float[AnyArray, "... h w c"] | ImageFeatures | ImageState
@@ -30,6 +31,9 @@ kernels that move fewer bytes (`absorbed` where there are none)."""
 
 LOW_RANK_TOKENS = 24
 """Up to how many tokens of a prompt set the low-rank form pays."""
+
+CPU_CHUNK, CHUNK = 4, 64
+"""How many prompt sets are decoded at once: few stay in a CPU's caches, many fill an accelerator."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +72,6 @@ def is_readable(x: Any) -> bool:
     return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
 
 
-def default_chunk() -> int:
-    """Return how many prompt sets are decoded at once: few stay in a CPU's caches, many fill an accelerator."""
-    return 4 if jax.default_backend() == "cpu" else 64
-
-
 def pad_inputs(embeddings: Images, prompts: Prompts, sizes: Sizes) -> tuple[Images, Prompts]:
     """Return the inputs with the numbers of tokens, prompt sets and images rounded up to `sizes`."""
     *images, prompt_sets, tokens = prompts.labels.shape
@@ -91,7 +90,7 @@ def decode_batch(
     variables: Variables,
     images: Images,
     prompts: Prompts,
-    chunk: int,
+    chunk: int | None = None,
     path: Path = "auto",
     best: bool = False,
 ) -> MaskPrediction:
@@ -99,13 +98,18 @@ def decode_batch(
 
     The arguments are those of `predict_masks`; this is the one function that is compiled.
     """
-    decode = functools.partial(decode_by, model, chunk, best)
-    if path != "auto":
-        return decode(path, variables, images, prompts)
     prompt_sets, tokens = prompts.labels.shape[-2:]
-    choice = choose_path(tokens, prompt_sets, prompts.masks is not None, isinstance(images, ImageState))
-    on_tpu, elsewhere = (functools.partial(decode, path) for path in ("fused", choice))
-    return jax.lax.platform_dependent(variables, images, prompts, tpu=on_tpu, default=elsewhere)
+    choice, elsewhere = path, path
+    if path == "auto":
+        choice = choose_path(tokens, prompt_sets, prompts.masks is not None, isinstance(images, ImageState))
+        elsewhere = "fused"
+    few, many = (CPU_CHUNK, CHUNK) if chunk is None else (chunk, chunk)
+    of_cpu = functools.partial(decode_by, model, few, best, choice)
+    if choice == elsewhere and (few == many or prompts.valid.size <= few):
+        return of_cpu(variables, images, prompts)
+    # Gradients would keep the arrays of both: those of one are computed a second time instead.
+    of_others = jax.checkpoint(functools.partial(decode_by, model, many, best, elsewhere), prevent_cse=False)
+    return on_cpu(of_cpu, of_others, variables, images, prompts)
 
 
 def decode_by(
@@ -133,7 +137,7 @@ def decode_by(
 
 
 def choose_path(tokens: int, prompt_sets: int, has_masks: bool, prepared: bool) -> Path:
-    """Return the fastest path for the shapes, by measurement on two CPU cores; a TPU takes "fused" for all.
+    """Return the fastest path for the shapes, by measurement on two CPU cores. Other devices take "fused" for all.
 
     Image tokens of low rank pay for few tokens, on an image that is prepared or that several prompt sets share. A mask
     prompt makes the image tokens the prompt set's own, so that they have to be written out.

@@ -13,7 +13,6 @@ from sam_jax.batch.decode import (
     Path,
     Sizes,
     decode_batch,
-    default_chunk,
     image_axes,
     is_readable,
     pad_inputs,
@@ -65,9 +64,7 @@ def predict_masks(
     """
     check_inputs(model.config, embeddings, prompts)
     check_path(path, embeddings, prompts)
-    if chunk is None:
-        chunk = default_chunk()
-    elif chunk < 1:
+    if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be a positive number of prompt sets, got {chunk}.")
     run = decode_batch
     if mesh is not None:

@@ -118,7 +118,7 @@ def split_decode(
     variables: Variables,
     embeddings: Images,
     prompts: Prompts,
-    chunk: int,
+    chunk: int | None,
     path: Path,
     mesh: Mesh,
     best: bool = False,

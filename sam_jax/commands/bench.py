@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from sam_jax.batch.decode import Path, decode_batch, default_chunk
+from sam_jax.batch.decode import Path, decode_batch
 from sam_jax.batch.predict import predict_masks
 from sam_jax.decoder.features import Features, features_of, map_shapes
 from sam_jax.decoder.model import Sam, Variables
@@ -111,7 +111,7 @@ def first_call(model: Sam, variables: Variables, prompts: Prompts, path: Path = 
     def stages() -> tuple[float, float]:
         jax.clear_caches()
         begin = time.perf_counter()
-        lowered = decode_batch.lower(model, variables, features, prompts, default_chunk(), path)
+        lowered = decode_batch.lower(model, variables, features, prompts, path=path)
         traced = time.perf_counter()
         lowered.compile()
         return traced - begin, time.perf_counter() - traced
@@ -146,7 +146,7 @@ def cached_in(folder: str) -> Iterator[None]:
 def program_memory(model: Sam, variables: Variables, prompt_sets: int) -> dict[str, float]:
     """Return the MB that decoding clicks on one image allocates: for its result, and at its peak beside that."""
     prompts = random_prompts(model, prompt_sets)
-    lowered = decode_batch.lower(model, variables, random_features(model), prompts, default_chunk())
+    lowered = decode_batch.lower(model, variables, random_features(model), prompts)
     memory: Any = lowered.compile().memory_analysis()
     return {"result": memory.output_size_in_bytes / MB, "beside it": memory.temp_size_in_bytes / MB}
 

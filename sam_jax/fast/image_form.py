@@ -28,6 +28,7 @@ from sam_jax.decoder.mask_decoder import GROUP_NORM_EPS, DecoderOutput
 from sam_jax.decoder.model import MaskPrediction, Sam, prediction_of
 from sam_jax.decoder.prompt_encoder import PromptEncoder
 from sam_jax.decoder.two_way import TwoWayBlock
+from sam_jax.fast.platforms import on_cpu
 from sam_jax.prompts import Prompts
 
 Params = Any
@@ -132,18 +133,21 @@ def head_maps(model: Sam, variables: Any, features: Features) -> HeadMaps:
 
 
 def forgetful(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a function on a CPU be computed a second time for gradients: to keep its arrays would take longer.
+    """Let a function be computed a second time for gradients: to keep its arrays would take longer.
 
     Outside of a loop XLA merges both times, and keeps them.
     """
-    return jax.checkpoint(function, prevent_cse=False) if jax.default_backend() == "cpu" else function
+    return jax.checkpoint(function, prevent_cse=False)
 
 
 def in_turn(function: Callable[..., Any], *inputs: Any) -> Any:
     """Map over the leading axis: on a CPU one entry after the other, so that its arrays stay in the caches."""
-    if jax.default_backend() == "cpu":
+
+    def one_by_one(*inputs: Any) -> Any:
         return lax.map(lambda entry: forgetful(function)(*entry), inputs)
-    return jax.vmap(function)(*inputs)
+
+    # Forgetful as a whole, too: gradients would keep the arrays of both.
+    return forgetful(functools.partial(on_cpu, one_by_one, jax.vmap(function)))(*inputs)
 
 
 def product(subscripts: str, *operands: Array) -> Array:
@@ -157,9 +161,10 @@ def unfused(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
     XLA's CPU backend fuses a product with what is before and after it. A chain of products, or of a product and a
     reduction, then takes up to twice as long. It does not see that rounding to the type's own precision does nothing.
+    Others fuse what is worth it.
     """
     info = jnp.finfo(x.dtype)
-    return lax.reduce_precision(x, info.nexp, info.nmant)
+    return on_cpu(lambda x: lax.reduce_precision(x, info.nexp, info.nmant), lambda x: x, x)
 
 
 def channels_first(x: Float[Array, "h w c"]) -> Float[Array, "c hw"]:
@@ -252,7 +257,7 @@ def decode_form(
     decoder = sam.mask_decoder
     params = decoder_params(model.config.dtype, variables)
     outputs = decoder.output_tokens()
-    sets = len(prompts.valid)
+    sets = prompts.valid.shape[0]
     sparse, token_mask = jax.vmap(sam.prompt_encoder.tokens)(prompts)
     tokens = jnp.concatenate([jnp.broadcast_to(outputs, (sets, *outputs.shape)), sparse], axis=1)
     token_mask = jnp.concatenate([jnp.ones((sets, len(outputs)), bool), token_mask], axis=1)
@@ -349,8 +354,9 @@ def upscale(
         x = x * unfused(lax.rsqrt(jnp.square(x).mean(1, keepdims=True) + CONV_NORM_EPS))
     x = gelu(x * norm["scale"][None, :, None] + norm["bias"][None, :, None]).astype(second["kernel"].dtype)
     rows = second["kernel"].reshape(-1, x.shape[1])
-    # One product per sub-pixel: XLA would make sub-pixels and pixels one axis, and transpose operand and result for it.
-    rows = lax.optimization_barrier(jnp.broadcast_to(rows, (4, *rows.shape)))
+    # One product per sub-pixel: on a CPU, XLA would make sub-pixels and pixels one axis, and transpose operand and
+    # result for it.
+    rows = on_cpu(lax.optimization_barrier, lambda rows: rows, jnp.broadcast_to(rows, (4, *rows.shape)))
     x = jnp.einsum("kor,krx->kox", rows, x).reshape(16, len(second["bias"]), -1) + second["bias"][None, :, None]
     return gelu(x if head.stride_4 is None else x + head.stride_4)
 
@@ -385,14 +391,27 @@ def convolve3x3(x: Float[Array, "i my mx"], kernel: Float[Array, "3 3 i o"]) -> 
     """Return a convolution, with zeros around the map, in float32 at least.
 
     As one product of matrices, before or after the nine shifts by where there are fewer channels to shift: in a loop,
-    XLA's convolution on a CPU takes a hundred times as long.
+    XLA's convolution on a CPU takes a hundred times as long. Elsewhere, shifts of many channels would be written out.
     """
     _, _, inputs, outputs = kernel.shape
     if outputs < inputs:
         by_place = product("yxio,ihw->yxohw", kernel, x).reshape(9, outputs, *x.shape[1:])
         return functools.reduce(jnp.add, shifts(by_place))
+    return on_cpu(product_of_shifts, convolution_of, x, kernel)
+
+
+def product_of_shifts(x: Float[Array, "i my mx"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "o my mx"]:
+    """Return `convolve3x3` as a product with nine shifted maps."""
     shifted = jnp.stack(list(shifts(jnp.broadcast_to(x, (9, *x.shape)))))
-    return product("kio,kihw->ohw", kernel.reshape(9, inputs, outputs), shifted)
+    return product("kio,kihw->ohw", kernel.reshape(9, *kernel.shape[2:]), shifted)
+
+
+def convolution_of(x: Float[Array, "i my mx"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "o my mx"]:
+    """Return `convolve3x3` as XLA's own convolution."""
+    dtype = jnp.promote_types(jnp.result_type(x, kernel), jnp.float32)
+    layout = ("NCHW", "HWIO", "NCHW")
+    out = lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=layout)
+    return out[0].astype(dtype)
 
 
 def shifts(maps: Float[Array, "9 c my mx"]) -> Iterator[Float[Array, "c my mx"]]:

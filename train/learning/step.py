@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from sam_jax.batch.decode import default_chunk, map_groups
+from sam_jax.batch.decode import CHUNK, CPU_CHUNK, map_groups
 from sam_jax.batch.predict import predict_masks
 from sam_jax.batch.sharding import IMAGE, PROMPT_SET
 from sam_jax.config import SamConfig
@@ -59,7 +59,13 @@ def make_step(
         those of all images.
     """
     gradients = functools.partial(
-        batch_gradients, model, encoder=encoder, simulation=simulation, loss=loss, remat=remat
+        batch_gradients,
+        model,
+        encoder=encoder,
+        simulation=simulation,
+        loss=loss,
+        remat=remat,
+        chunk=at_once(model.config, mesh),
     )
     if mesh is not None:
         gradients = split_gradients(gradients, mesh)
@@ -98,6 +104,7 @@ def batch_gradients(
     simulation: Simulation,
     loss: LossConfig,
     remat: bool,
+    chunk: int | None = None,
     count: Int[Array, ""] | None = None,
 ) -> tuple[Metrics, Flat]:
     """Return the metrics of a batch and the gradient of the parameters that train; the arguments are `make_step`'s.
@@ -113,6 +120,7 @@ def batch_gradients(
       simulation: as in `make_step`.
       loss: as in `make_step`.
       remat: as in `make_step`.
+      chunk: as in `predict_masks`.
       count: number of objects that losses are divided by; by default those of the batch.
     """
     frozen, constants = fixed
@@ -120,7 +128,7 @@ def batch_gradients(
     def decode(trained: tuple[Flat, Features], prompts: Prompts) -> MaskPrediction:
         params, embeddings = trained
         variables = unflatten(frozen | params, constants)[0]
-        run = functools.partial(predict_masks, model, variables, chunk=at_once(model.config))
+        run = functools.partial(predict_masks, model, variables, chunk=chunk)
         if not remat:
             return run(embeddings, prompts)
         # One image after the other, so that the backward pass has the activations of one alone.
@@ -148,15 +156,17 @@ def batch_gradients(
     return play(lambda params, prompts: decode((params, embeddings), prompts), params)
 
 
-def at_once(config: SamConfig) -> int:
-    """Return how many prompt sets to decode at once: of a smaller decoder more than `default_chunk`, as many as fill
+def at_once(config: SamConfig, mesh: Mesh | None) -> int:
+    """Return how many prompt sets to decode at once: of a smaller decoder more than of the full one, as many as fill
     the same memory. In groups of a few, it would take twice as long to compile and to run.
     """
 
     def size(config: SamConfig) -> int:
         return math.prod(config.grid_size) * config.width
 
-    return max(1, default_chunk() * size(SamConfig()) // size(config))
+    device = mesh.devices.flat[0] if mesh is not None else jnp.zeros(()).device
+    most = CPU_CHUNK if device.platform == "cpu" else CHUNK
+    return max(1, most * size(SamConfig()) // size(config))
 
 
 def split_gradients(gradients: Callable[..., tuple[Metrics, Flat]], mesh: Mesh) -> Callable[..., tuple[Metrics, Flat]]:
