@@ -34,6 +34,7 @@ from sam_jax.fast.image_form import (
     token_weights,
     unfused,
 )
+from sam_jax.precision import precise
 from sam_jax.prompts import Prompts
 
 
@@ -127,6 +128,7 @@ def by_head(kernel: Float[Array, "c inner"], heads: int) -> Float[Array, "c head
     return kernel.reshape(len(kernel), heads, -1)
 
 
+@precise
 def decode_absorbed(
     model: Sam, variables: Any, embedding: Float[Array, "h w c"], head: HeadMaps, prompts: Prompts
 ) -> MaskPrediction:

@@ -29,6 +29,7 @@ from sam_jax.decoder.model import MaskPrediction, Sam, prediction_of
 from sam_jax.decoder.prompt_encoder import PromptEncoder
 from sam_jax.decoder.two_way import TwoWayBlock
 from sam_jax.fast.platforms import on_cpu
+from sam_jax.precision import precise
 from sam_jax.prompts import Prompts
 
 Params = Any
@@ -83,6 +84,7 @@ class HeadMaps:
     hq: Float[Array, "*image my mx d"] | None = None
 
 
+@precise
 def head_maps(model: Sam, variables: Any, features: Features) -> HeadMaps:
     """Return the head's maps of one image."""
     dtype, maps = model.config.dtype, maps_of(features)
