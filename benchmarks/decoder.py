@@ -23,7 +23,7 @@ import statistics
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ import tyro
 from cases import CASES, Case
 from parity.official import random_decoder
 from peers import DEVICE, PEERS, Official, as_arrays, decoding, peers_of
-from sides import CHECKED, MATMUL, Precision, Side, Way, can_decode, first_logits, ours, peer_side
+from sides import CHECKED, Precision, Side, Way, can_decode, first_logits, ours, peer_side
 
 from sam_jax import Prompts, Sam, SamConfig
 from sam_jax.batch.decode import Path as DecoderPath
@@ -152,7 +152,7 @@ def main(
     """
     if devices > 1:
         jax.config.update("jax_num_cpu_devices", devices)
-    precisions = precisions or (("float32",) if jax.default_backend() == "cpu" else tuple(MATMUL))
+    precisions = precisions or (("float32",) if jax.default_backend() == "cpu" else get_args(Precision))
     numbers = (1, devices) if devices > 1 else (1,)
     all_ways = [Way(*way) for way in itertools.product(paths, precisions, chunks or (None,), numbers)]
 

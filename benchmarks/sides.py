@@ -17,8 +17,7 @@ from sam_jax.commands.bench import Run
 CHECKED = 4
 """How many prompt sets are compared with the official package's."""
 
-Precision = Literal["float32", "tf32", "bfloat16"]
-MATMUL = {"float32": "highest", "tf32": "default", "bfloat16": "default"}
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +53,7 @@ class Side(NamedTuple):
 
 def ours(way: Way, variables: Any, embeddings: np.ndarray, case: Case) -> Side:
     """Compile a way to decode."""
-    dtype = "bfloat16" if way.precision == "bfloat16" else "float32"
-    model, prompts = Sam(SamConfig(dtype=dtype)), Prompts.build(**case.prompts(), images=True)
+    model, prompts = Sam(SamConfig(dtype=way.precision)), Prompts.build(**case.prompts(), images=True)
     images = embeddings if case.images > 1 else embeddings[0]
     prompts = prompts if case.images > 1 else jax.tree.map(lambda x: x[0], prompts)
     prepare = jax.jit(lambda variables, image: sam_jax.prepare_image(model, variables, image))
@@ -66,12 +64,11 @@ def ours(way: Way, variables: Any, embeddings: np.ndarray, case: Case) -> Side:
             model, variables, images, prompts, chunk=way.chunk, mesh=mesh, path=way.path
         ).logits
 
-    with jax.default_matmul_precision(MATMUL[way.precision]):
-        arguments = (variables, prepare(variables, images) if case.prepared else images, prompts)
-        if mesh:
-            arguments = sam_jax.replicate(variables, mesh), *sam_jax.shard_inputs(*arguments[1:], mesh)
-        arguments = jax.device_put(arguments)
-        program = jax.jit(decode).lower(*arguments).compile()
+    arguments = (variables, prepare(variables, images) if case.prepared else images, prompts)
+    if mesh:
+        arguments = sam_jax.replicate(variables, mesh), *sam_jax.shard_inputs(*arguments[1:], mesh)
+    arguments = jax.device_put(arguments)
+    program = jax.jit(decode).lower(*arguments).compile()
     sets = case.images * case.sets
     in_loops = jax.default_backend() == "cpu" or mesh or sets > (way.chunk or ways.CHUNK)
     counted = {} if in_loops else program.cost_analysis()

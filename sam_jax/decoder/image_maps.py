@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from sam_jax.config import SamConfig
 from sam_jax.decoder.features import Features, ImageFeatures
+from sam_jax.precision import precise
 from sam_jax.prompts import AnyArray
 
 
@@ -47,6 +48,7 @@ class ImageMaps(nn.Module):
             self.stride_8 = FixedProjection(config.width // 4, dtype)
             self.stride_4 = FixedProjection(config.width // 8, dtype)
 
+    @precise
     def __call__(
         self,
         embedding: Float[AnyArray, "h w c"],

@@ -19,6 +19,7 @@ from sam_jax.decoder.image_maps import ImageMaps
 from sam_jax.decoder.mask_decoder import DecoderOutput, MaskDecoder
 from sam_jax.decoder.prompt_encoder import PromptEncoder
 from sam_jax.decoder.stability import stability_score
+from sam_jax.precision import precise
 from sam_jax.prompts import AnyArray, Prompts
 
 Variables = dict[str, Any]
@@ -73,6 +74,7 @@ class Sam(nn.Module):
         if self.config.object_score:
             self.image_maps = ImageMaps(self.config)
 
+    @precise
     def __call__(self, features: Features, prompts: Prompts) -> MaskPrediction:
         """Return the masks of one prompt set on one image.
 

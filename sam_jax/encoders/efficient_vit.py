@@ -17,6 +17,7 @@ from sam_jax.encoders.bicubic import resize_bicubic
 from sam_jax.encoders.config import EFFICIENT_VIT_L0, EfficientViTConfig
 from sam_jax.encoders.convolution import ConvNorm, depthwise
 from sam_jax.encoders.frame import check_frame
+from sam_jax.precision import precise
 
 NORM_EPS = 1e-6
 """Epsilon of every norm, batch norms too (`efficientvit/sam_model_zoo.py`; PyTorch's default would be 1e-5)."""
@@ -270,6 +271,7 @@ class EfficientViT(nn.Module):
         self.stage = [Stage(config, i) if i else Stem(config) for i in range(len(config.widths))]
         self.neck = Neck(config)
 
+    @precise
     def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, "h w c"]:
         """Return the image embedding.
 

@@ -17,6 +17,7 @@ from sam_jax.encoders.bicubic import resize_bicubic
 from sam_jax.encoders.config import HIERA_TINY, HieraConfig
 from sam_jax.encoders.frame import check_frame
 from sam_jax.encoders.vit import BLOCK_NORM_EPS, CHUNK_LOGITS, GeluMlp, WindowDense, merge_windows
+from sam_jax.precision import precise
 
 
 def max_pool(x: Float[Array, "*n a b c"]) -> Float[Array, "*n a//2 b//2 c"]:
@@ -155,6 +156,7 @@ class Hiera(nn.Module):
         self.stride_8 = Projection(config.out_width, config.out_width // 4, dtype)
         self.stride_4 = Projection(config.out_width, config.out_width // 8, dtype)
 
+    @precise
     def __call__(self, image: Float[Array, "height width 3"]) -> ImageFeatures:
         """Return the maps that SAM 2's decoder takes.
 

@@ -11,6 +11,7 @@ from sam_jax.encoders.config import TINY_VIT, TinyViTConfig
 from sam_jax.encoders.convolution import ConvNorm
 from sam_jax.encoders.frame import check_frame
 from sam_jax.encoders.vit import GeluMlp, Neck, merge_windows, split_windows
+from sam_jax.precision import precise
 
 NORM_EPS = 1e-5
 """Epsilon of the norms of tokens; that of the batch norms is the same."""
@@ -173,6 +174,7 @@ class TinyViT(nn.Module):
         embedding, early = self.encode_with_early_feature(image)
         return ImageFeatures(embedding, early=early) if self.config.early_feature else embedding
 
+    @precise
     def encode_with_early_feature(
         self, image: Float[Array, "height width 3"]
     ) -> tuple[Float[Array, "h w c"], Float[Array, "h w d"]]:

@@ -20,6 +20,7 @@ from sam_jax.decoder.layers import CONV_NORM_EPS, PatchConv, gelu, layer_norm
 from sam_jax.encoders.bicubic import resize_bicubic
 from sam_jax.encoders.config import VIT_B, ViTConfig
 from sam_jax.encoders.frame import check_frame
+from sam_jax.precision import precise
 
 BLOCK_NORM_EPS = 1e-6
 """Epsilon of the norms in the blocks (`segment_anything/build_sam.py`; PyTorch's default would be 1e-5)."""
@@ -256,6 +257,7 @@ class ImageEncoder(nn.Module):
         embedding, early = self.encode_with_early_feature(image)
         return ImageFeatures(embedding, early=early) if self.config.early_feature else embedding
 
+    @precise
     def encode_with_early_feature(
         self, image: Float[Array, "height width 3"]
     ) -> tuple[Float[Array, "h w c"], Float[Array, "h w d"]]:

@@ -36,6 +36,7 @@ from sam_jax.fast.image_form import (
     token_weights,
     unfused,
 )
+from sam_jax.precision import precise
 from sam_jax.prompts import Prompts
 
 
@@ -134,6 +135,7 @@ def by_head(kernel: Float[Array, "c inner"], heads: int) -> Float[Array, "c head
     return kernel.reshape(len(kernel), heads, -1)
 
 
+@precise
 def decode_absorbed(model: Sam, variables: Any, image: WrittenImage, prompts: Prompts) -> MaskPrediction:
     """Return the masks of prompt sets on one image, with or without mask prompts: those of `Sam`, to rounding.
 

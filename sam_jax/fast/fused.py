@@ -29,6 +29,7 @@ from sam_jax.fast.image_form import (
     product,
 )
 from sam_jax.fast.kernels import Head, Update, attend, upscaled_masks
+from sam_jax.precision import precise
 from sam_jax.prompts import Prompts
 
 ROWS = 8
@@ -139,6 +140,7 @@ def decode_fused(model: Sam, variables: Any, image: WrittenImage, prompts: Promp
     return lax.platform_dependent(variables, image, prompts, tpu=fused, default=absorbed)
 
 
+@precise
 def decode_in_kernels(
     model: Sam, interpret: bool, variables: Any, image: WrittenImage, prompts: Prompts
 ) -> MaskPrediction:

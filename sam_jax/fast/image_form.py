@@ -29,6 +29,7 @@ from sam_jax.decoder.model import MaskPrediction, Sam, prediction_of
 from sam_jax.decoder.prompt_encoder import PromptEncoder
 from sam_jax.decoder.two_way import TwoWayBlock
 from sam_jax.fast.platforms import on_cpu
+from sam_jax.precision import precise
 from sam_jax.prompts import Prompts
 
 Params = Any
@@ -114,6 +115,7 @@ class MaskHead(NamedTuple):
     hq_weights: Float[Array, "p d"] | None
 
 
+@precise
 def head_maps(model: Sam, variables: Any, features: Features) -> HeadMaps:
     """Return the head's maps of one image."""
     dtype, maps = model.config.dtype, maps_of(features)
@@ -182,6 +184,7 @@ def grid_positions(encoder: PromptEncoder, grid_size: tuple[int, int]) -> Float[
     return positions.reshape(len(positions), -1)
 
 
+@precise
 def written_image(model: Sam, variables: Any, features: Features) -> WrittenImage:
     """Return an image for the forms that write image tokens out."""
     encoder, embedding = model.bind(variables).prompt_encoder, jnp.asarray(maps_of(features)["embedding"])

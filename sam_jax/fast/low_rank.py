@@ -57,6 +57,7 @@ from sam_jax.fast.image_form import (
     unfused,
     written_image,
 )
+from sam_jax.precision import precise
 from sam_jax.prompts import Prompts
 
 
@@ -354,6 +355,7 @@ def gram(
     return put_together(factor, factor), put_together(level, factor), put_together(level, level)
 
 
+@precise
 def prepare_image(model: Sam, variables: Any, features: Features) -> ImageState:
     """Return everything about an image that prompt sets without a mask share.
 
@@ -416,6 +418,7 @@ def prepare_image(model: Sam, variables: Any, features: Features) -> ImageState:
     return ImageState(written, tuple(gathers), tuple(updates), upscaled, config.block_norm_eps)
 
 
+@precise
 def decode_low_rank(model: Sam, variables: Any, state: ImageState, prompts: Prompts) -> MaskPrediction:
     """Return the masks of prompt sets on one prepared image: those of `Sam`, to rounding.
 

@@ -53,7 +53,8 @@ def merge_lora(params: Mapping[str, Array]) -> dict[str, Array]:
     merged = {path: x for path, x in params.items() if not path.endswith(("/lora_a", "/lora_b"))}
     for path in merged:
         if path.endswith("/kernel") and _beside(path, "a") in params:
-            merged[path] = merged[path] + params[_beside(path, "a")] @ params[_beside(path, "b")]
+            a, b = params[_beside(path, "a")], params[_beside(path, "b")]
+            merged[path] = merged[path] + jnp.matmul(a, b, precision="highest")
     return merged
 
 
