@@ -16,6 +16,7 @@ from sam_jax.batch.decode import (
     image_axes,
     is_readable,
     pad_inputs,
+    platform_of,
 )
 from sam_jax.batch.sharding import decode_on, fit_sizes
 from sam_jax.config import SamConfig
@@ -70,10 +71,12 @@ def predict_masks(
     if mesh is not None:
         images = bool(image_axes(embeddings))
         run, sizes = functools.partial(decode_on, mesh), fit_sizes(sizes, mesh, images=images)
+    run = functools.partial(run, model, chunk=chunk, path=path, best=best)
     if not all(is_readable(x) for x in jax.tree.leaves((variables, embeddings, prompts))):
-        return run(model, variables, embeddings, prompts, chunk=chunk, path=path, best=best)
+        return run(variables, embeddings, prompts)
     padded, wide = pad_inputs(embeddings, prompts, sizes)
-    out = run(model, variables, padded, wide, chunk=chunk, path=path, best=best)
+    platform = mesh.devices.flat[0].platform if mesh is not None else platform_of((variables, embeddings))
+    out = run(variables, padded, wide, platform=platform)
     if wide.valid.shape == prompts.valid.shape:
         return out
     return jax.tree.map(lambda x: x[tuple(slice(n) for n in prompts.valid.shape)], out)

@@ -112,7 +112,7 @@ def decode_on(
     return split_decode(model, replicate(variables, mesh), embeddings, prompts, mesh=mesh, **how)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "chunk", "path", "best", "mesh"))
+@functools.partial(jax.jit, static_argnames=("model", "chunk", "path", "best", "mesh", "platform"))
 def split_decode(
     model: Sam,
     variables: Variables,
@@ -122,13 +122,14 @@ def split_decode(
     path: Path,
     mesh: Mesh,
     best: bool = False,
+    platform: str | None = None,
 ) -> MaskPrediction:
     """Run `decode_batch` on every device's share. In plain `jit`, its loop over chunks would gather every share
     first.
     """
     of_embeddings, of_prompts = _specs(prompts.valid.ndim == 2)
     return jax.shard_map(
-        functools.partial(decode_batch, model, chunk=chunk, path=path, best=best),
+        functools.partial(decode_batch, model, chunk=chunk, path=path, best=best, platform=platform),
         mesh=mesh,
         in_specs=(PartitionSpec(), of_embeddings, of_prompts),
         out_specs=of_prompts,
