@@ -347,7 +347,7 @@ def evaluate(
     data: Annotated[str, tyro.conf.Positional],
     checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    protocol: Literal["prompts", "everything"] = "prompts",
+    protocol: Literal["prompts", "everything", "classes"] = "prompts",
     embeddings: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
     family: Family = None,
     prefix: Prefix = None,
@@ -363,13 +363,15 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on a data set: IoU after 1, 3 and 5 clicks and of boxes, clicks needed, calibration.
 
-    With --protocol everything: the average recall of the first 10, 100 and 1,000 automatic masks.
+    With --protocol everything: the average recall of the first 10, 100 and 1,000 automatic masks. With --protocol
+    classes: the IoU of each class, of a checkpoint that was trained on classes.
 
     Args:
       data: what finetune takes; or drawn scenes that no training has seen, scenes or new-shapes.
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the folder to make, with evaluation.json and evaluation.png.
-      protocol: ask with the prompts of a simulated user, or for everything in the image.
+      protocol: ask with the prompts of a simulated user, for everything in the image, or for classes, which are the
+        values of label images.
       embeddings: a store that sam-jax embed made of the images; by default the checkpoint's encoder makes them.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.

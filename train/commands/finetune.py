@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
+from sam_jax.batch.select import masks_selected
 from sam_jax.batch.sharding import make_mesh, replicate
 from sam_jax.config import SamConfig
 from sam_jax.decoder.features import map_shapes
@@ -26,6 +27,7 @@ from sam_jax.train.config import FinetuneConfig
 from sam_jax.train.data.batches import batches
 from sam_jax.train.data.examples import Source
 from sam_jax.train.data.sources import DrawnScenes, Embedded, Encoded, embed
+from sam_jax.train.evaluation.classes import evaluate_classes
 from sam_jax.train.evaluation.evaluate import evaluate
 from sam_jax.train.learning.heads import HeadReport, change_masks
 from sam_jax.train.learning.lines import read_lines
@@ -98,7 +100,9 @@ def finetune(
     heads = None
     if config.mask_outputs is not None:
         model, variables, heads = change_masks(jax.random.key(config.seed), model, variables, config.mask_outputs)
-    source, held_out = open_sources(data, config, model.config.image_size, Console(stderr=True))
+    if config.classes and masks_selected(model.config) < model.config.multimask_outputs:
+        raise ValueError("classes need a decoder that returns several masks of a prompt, and SAM-HQ's returns one.")
+    source, held_out = open_sources(data, config, model.config, Console(stderr=True))
     params, constants = flatten(variables, encoder_variables)
     if config.train == "lora":
         params = add_lora(jax.random.key(config.seed), params, config.lora_rank)
@@ -130,17 +134,19 @@ def finetune(
     seen = source if store is None else Embedded(source, store)
     measure = None
     if held_out is not None and encoder_trains:
-        measure = measure_of(_computing_in("float32", model), held_out, encoder)
+        measure = measure_of(_computing_in("float32", model), held_out, encoder, config.classes)
     elif held_out is not None:
         of_held_out = store if store and config.split else _store(out / "embeddings_held_out", *stored_as)
         embed(held_out, of_held_out, encode)
-        measure = measure_of(_computing_in("float32", model), Embedded(held_out, of_held_out))
+        of_it = Embedded(held_out, of_held_out)
+        measure = measure_of(_computing_in("float32", model), of_it, classes=config.classes)
     step = make_step(
         model,
         optimizer,
         encoder=encoder if in_step else None,
         simulation=config.simulation,
         loss=config.loss,
+        classes=config.classes,
         seed=config.seed,
         mesh=mesh,
         remat=config.remat,
@@ -149,7 +155,7 @@ def finetune(
         seen,
         model.config,
         images=config.batch,
-        objects=config.objects,
+        objects=None if config.classes else config.objects,
         seed=config.seed,
         workers=config.workers,
         preprocessing=encoder.config.preprocessing,
@@ -163,7 +169,7 @@ def finetune(
     provenance = dataclasses.replace(origin, source=f"fine-tuned from {origin.source or checkpoint}", sha256=None)
     modules = _computing_in("float32", model), _computing_in("float32", encoder)
     shown = held_out or (DrawnScenes(SHOWN, model.config.image_size, held_out=True) if data == SCENES else source)
-    _write(out, on_one_device(state), modules, provenance, shown, validated=held_out is not None)
+    _write(out, on_one_device(state), modules, provenance, shown, config.classes, validated=held_out is not None)
     return Result(out / MODEL, _size(state.params), _size(state.frozen), heads)
 
 
@@ -173,6 +179,7 @@ def _write(
     modules: tuple[Sam, Encoder],
     provenance: Provenance,
     shown: Source,
+    classes: bool,
     validated: bool,
 ) -> None:
     """Write what a run came to: the best or the only checkpoint, the last one where another was best, and pictures."""
@@ -189,13 +196,14 @@ def _write(
         write(LAST, best)
         best = trained_variables(state, params)
     write(MODEL, best)
-    _draw(out, model, best[0], Encoded(shown, functools.partial(encode_image, encoder, best[1])))
+    _draw(out, model, best[0], Encoded(shown, functools.partial(encode_image, encoder, best[1])), classes)
 
 
-def _draw(out: Path, model: Sam, variables: Variables, shown: Source) -> None:
+def _draw(out: Path, model: Sam, variables: Variables, shown: Source, classes: bool) -> None:
     """Draw the run's curves, and what its model makes of the first images."""
-    examples = (shown[index] for index in range(min(SHOWN, len(shown))))
-    evaluate(model, variables, examples, cap=5, objects=8).picture().save(out / "samples.png")
+    measure = evaluate_classes if classes else functools.partial(evaluate, cap=5, objects=8)
+    report = measure(model, variables, (shown[index] for index in range(min(SHOWN, len(shown)))))
+    report.picture().save(out / "samples.png")
     curves(read_lines(out / METRICS), read_lines(out / VALIDATION)).save(out / "curves.png")
 
 
@@ -218,7 +226,7 @@ def _mesh(config: FinetuneConfig) -> Mesh | None:
     """As many devices as split a batch's images and objects evenly; None for one alone."""
     devices = jax.devices()
     rows = math.gcd(config.batch, len(devices))
-    columns = math.gcd(config.objects, len(devices) // rows)
+    columns = 1 if config.classes else math.gcd(config.objects, len(devices) // rows)
     return make_mesh(rows, devices[: rows * columns]) if rows * columns > 1 else None
 
 

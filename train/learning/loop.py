@@ -30,7 +30,7 @@ from sam_jax.train.config import LoopConfig
 from sam_jax.train.learning.lines import Line, append_line, read_lines, write_lines
 from sam_jax.train.learning.state import TrainState
 from sam_jax.train.learning.step import Step
-from sam_jax.train.learning.validation import Measure, Validation
+from sam_jax.train.learning.validation import MEASURED, Measure, Validation
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 
@@ -200,7 +200,7 @@ def curves(lines: Sequence[Line], held_out: Sequence[Line] = ()) -> Image.Image:
     terms = {name: points(lines, name) for name in ("loss", "focal", "dice", "iou")}
     overlaps = {name: points(lines, name) for name in ("first_overlap", "last_overlap")}
     if held_out:
-        overlaps |= {f"held-out {name}": points(held_out, name) for name in ("click", "box")}
+        overlaps |= {f"held-out {name}": points(held_out, name) for name in MEASURED if name in held_out[0]}
     highest = max(line["loss"] for line in lines)
     return stacked([line_plot(terms, steps, (0, highest)), line_plot(overlaps, steps, (0, 1))])
 

@@ -23,7 +23,7 @@ from sam_jax.prompts import Prompts
 from sam_jax.train.config import LossConfig, Simulation
 from sam_jax.train.data.batches import Batch
 from sam_jax.train.learning.losses import iou_weight_at
-from sam_jax.train.learning.rounds import Metrics, interactive_gradients
+from sam_jax.train.learning.rounds import Metrics, class_gradients, interactive_gradients
 from sam_jax.train.learning.state import ENCODER, Flat, TrainState, unflatten
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -36,6 +36,7 @@ def make_step(
     encoder: nn.Module | None = None,
     simulation: Simulation = Simulation(),  # noqa: B008 - frozen
     loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
+    classes: bool = False,
     seed: int = 0,
     mesh: Mesh | None = None,
     remat: bool = False,
@@ -51,6 +52,7 @@ def make_step(
       encoder: computes the embeddings of the batch's images in the step; by default the batch brings embeddings.
       simulation: how the prompts come about.
       loss: weights of the loss.
+      classes: the batch's objects are the classes of masks 1, 2, ..., and each image is asked for once, as a whole.
       seed: of the prompts. They depend on it, on the number of the step and on the place in the batch alone, so that
         neither a resumed run nor another number of devices changes them.
       mesh: devices to split images and objects over (`sam_jax.make_mesh`). The state must be on all of them
@@ -59,7 +61,7 @@ def make_step(
         those of all images.
     """
     gradients = functools.partial(
-        batch_gradients, model, encoder=encoder, simulation=simulation, loss=loss, remat=remat
+        batch_gradients, model, encoder=encoder, simulation=simulation, loss=loss, classes=classes, remat=remat
     )
     if mesh is not None:
         gradients = split_gradients(gradients, mesh)
@@ -97,6 +99,7 @@ def batch_gradients(
     encoder: nn.Module | None,
     simulation: Simulation,
     loss: LossConfig,
+    classes: bool,
     remat: bool,
     count: Int[Array, ""] | None = None,
 ) -> tuple[Metrics, Flat]:
@@ -112,6 +115,7 @@ def batch_gradients(
       encoder: as in `make_step`.
       simulation: as in `make_step`.
       loss: as in `make_step`.
+      classes: as in `make_step`.
       remat: as in `make_step`.
       count: number of objects that losses are divided by; by default those of the batch.
     """
@@ -130,16 +134,13 @@ def batch_gradients(
         variables = unflatten(frozen | params, constants)[1]
         return jax.vmap(functools.partial(encoder.apply, variables))(batch.images)  # pyright: ignore
 
-    play = functools.partial(
-        interactive_gradients,
-        batch=batch,
-        keys=keys,
-        config=model.config,
-        simulation=simulation,
-        loss=loss,
-        iou_weight=iou_weight,
-        count=count,
-    )
+    of_loss: dict[str, Any] = {"batch": batch, "loss": loss, "iou_weight": iou_weight, "count": count}
+    if classes:
+        play = functools.partial(class_gradients, **of_loss)
+    else:
+        play = functools.partial(
+            interactive_gradients, keys=keys, config=model.config, simulation=simulation, **of_loss
+        )
     if any(path.startswith(ENCODER) for path in params):
         embeddings, pull_back = jax.vjp(encode, params)
         metrics, (gradient, of_embeddings) = play(decode, (params, embeddings))

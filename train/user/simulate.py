@@ -123,6 +123,18 @@ def first_prompt(
     return jnp.where(is_box, box, click), labels
 
 
+def whole_images(input_size: Int[AnyArray, "b 2"]) -> Prompts:
+    """Return one prompt set for each image: a box around all of it, the prompt that classes are asked for with.
+
+    Args:
+      input_size: height and width of each resized image.
+    """
+    last = (jnp.asarray(input_size)[:, None, ::-1] - 1).astype(jnp.float32)
+    corners = jnp.stack([jnp.zeros_like(last), last], 2)
+    labels = jnp.broadcast_to(jnp.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], jnp.int32), corners.shape[:-1])
+    return Prompts(corners, labels, None, None, jnp.ones(labels.shape[:-1], bool))
+
+
 def start(
     keys: Key[Array, "b o"],
     targets: Bool[Array, "b o ty tx"],

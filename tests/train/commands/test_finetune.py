@@ -28,6 +28,7 @@ from sam_jax.files.embeddings import EmbeddingStore
 from sam_jax.files.manifest import Manifest
 from sam_jax.train.commands import finetune as finetune_module
 from sam_jax.train.commands import held_out as held_out_module
+from sam_jax.train.commands.evaluate import run as evaluate_command
 from sam_jax.train.commands.finetune import finetune
 from sam_jax.train.config import (
     Augmentation,
@@ -41,7 +42,8 @@ from sam_jax.train.data.examples import Example
 from sam_jax.train.data.sources import Encoded, open_source
 from sam_jax.train.evaluation.evaluate import evaluate
 from sam_jax.train.learning import step as step_module
-from sam_jax.train.learning.validation import read_best
+from sam_jax.train.learning.lines import read_lines
+from sam_jax.train.learning.validation import VALIDATION, read_best
 
 SIZE = (96, 96)
 CONFIG = FinetuneConfig(
@@ -257,6 +259,47 @@ def test_held_out_images_can_be_other_data(folder: Path, monkeypatch: pytest.Mon
     assert changed(folder / "base", out / "last")
     with pytest.raises(ValueError, match="validate must be other images than those to train on"):
         finetune(data, str(folder / "base"), out, dataclasses.replace(config, validate=data))
+
+
+def write_classes(folder: Path, seeds: range) -> Path:
+    """Write images whose left disc is class 1 and whose right disc is class 2; every third has the left one alone."""
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for seed in seeds:
+        example = two_discs(seed)
+        left, right = example.masks
+        Image.fromarray(example.image).save(folder / "images" / example.name)
+        Image.fromarray((left + 2 * (right & bool(seed % 3))).astype(np.uint8)).save(folder / "labels" / example.name)
+    return folder
+
+
+@pytest.mark.slow
+def test_classes_are_learned_and_measured(folder: Path, plain: None, capsys: pytest.CaptureFixture[str]) -> None:
+    data, held_out = write_classes(folder / "classes", range(100, 118)), write_classes(folder / "new", range(6))
+    loop = LoopConfig(steps=200, log_every=50, save_every=100)
+    config = dataclasses.replace(CONFIG, mask_outputs=2, classes=True, batch=4, validate=str(held_out), loop=loop)
+    result = finetune(str(data), str(folder / "base"), folder / "of_classes", config)
+    before, *_, after = read_lines(folder / "of_classes" / VALIDATION)
+    assert after["class"] - before["class"] > MARGIN, (before, after)
+    assert "of classes; still improving" in " ".join(capsys.readouterr().err.split())
+    assert sam_jax.load(result.model)[0].config.multimask_outputs == 2
+    evaluate_command(str(held_out), str(result.model), folder / "measured", protocol="classes")
+    report = json.loads((folder / "measured" / "evaluation.json").read_text())
+    assert report["present"] == [6, 4]
+    assert report["mean"] == pytest.approx(np.mean(report["iou"]))
+    assert report["mean"] == pytest.approx(max(before["class"], after["class"]), abs=0.02)
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "mean" in line]
+    assert f"{report['mean']:.3f}" in row
+
+
+def test_classes_need_label_images_and_masks(folder: Path) -> None:
+    with pytest.raises(ValueError, match="classes are the values of label images, and scenes have none"):
+        finetune("scenes", str(folder / "base"), folder / "no", FinetuneConfig(classes=True))
+    with pytest.raises(ValueError, match="Classes are the values of label images, in labels/"):
+        finetune(str(folder / "data"), str(folder / "base"), folder / "no", FinetuneConfig(classes=True))
+    with pytest.raises(ValueError, match="split_components makes objects"):
+        FinetuneConfig(classes=True, split_components=True)
+    assert not (folder / "no").exists()
 
 
 def test_what_cannot_be_held_out(folder: Path) -> None:

@@ -106,6 +106,7 @@ def gradients_with_images(monkeypatch, trained, remat=False):
         encoder=encoder,
         simulation=Simulation(clicks=1, refinements=False),
         loss=LossConfig(),
+        classes=False,
         remat=remat,
     )
     keys = object_keys(0, jnp.array(0), (2, 2))
@@ -151,7 +152,7 @@ def test_remat_keeps_the_activations_of_one_image_alone(monkeypatch):
 
     def memory(remat):
         simulation = Simulation(clicks=0, refinements=False)
-        run = functools.partial(batch_gradients, MODEL, simulation=simulation, remat=remat, **options)
+        run = functools.partial(batch_gradients, MODEL, simulation=simulation, classes=False, remat=remat, **options)
         return jax.jit(run).lower(*arguments, jnp.array(1.0)).compile().memory_analysis().temp_size_in_bytes
 
     assert 3 * memory(remat=True) < memory(remat=False)
