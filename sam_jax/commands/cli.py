@@ -457,6 +457,7 @@ def bench(
     from sam_jax.convert import from_torch
     from sam_jax.decoder.model import Sam
     from sam_jax.files.checkpoints import load
+    from sam_jax.images.plot import NO_PLOTS, can_plot
 
     if out and out.suffix != ".json":
         raise ValueError(f"--out must be a .json file, got {out}.")
@@ -471,7 +472,10 @@ def bench(
     print(text)
     if out:
         out.write_text(text + "\n")
-        bench.plot(report).save(out.with_suffix(".png"))
+        if can_plot():
+            bench.plot(report).save(out.with_suffix(".png"))
+        else:
+            Console(stderr=True).print(NO_PLOTS, markup=False)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -12,8 +12,7 @@ from rich.table import Table
 
 from sam_jax.atomic import written_whole
 from sam_jax.files.checkpoints import load
-from sam_jax.images.draw import draw_everything, side_by_side
-from sam_jax.images.plot import stacked
+from sam_jax.images.draw import draw_everything, side_by_side, stacked
 from sam_jax.train.commands.held_out import classes_of
 from sam_jax.train.commands.suggest import suggested
 from sam_jax.train.config import FinetuneConfig

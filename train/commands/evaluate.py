@@ -13,6 +13,7 @@ from rich.table import Table
 from sam_jax.files.checkpoints import load, load_encoder
 from sam_jax.files.embeddings import EmbeddingStore
 from sam_jax.images.pixels import encode_image
+from sam_jax.images.plot import NO_PLOTS, can_plot
 from sam_jax.images.read import Reading
 from sam_jax.images.size import Size
 from sam_jax.train.data.examples import Source
@@ -53,6 +54,8 @@ def run(
     """Evaluate, print the main numbers, and write the rest; the arguments are those of the command."""
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already. To replace it, add --overwrite.")
+    if protocol == "prompts" and not can_plot():
+        Console(stderr=True).print(NO_PLOTS, markup=False)
     if compare is not None and protocol != "prompts":
         raise ValueError("compare is for the protocol of prompts.")
     before = None if compare is None else read_figures(compare)

@@ -22,7 +22,9 @@ from sam_jax.files.checkpoints import Variables, load, load_encoder, provenance_
 from sam_jax.files.embeddings import EmbeddingStore, StoredDType
 from sam_jax.files.manifest import Provenance
 from sam_jax.images.pixels import encode_image
+from sam_jax.images.plot import NO_PLOTS, can_plot
 from sam_jax.train.commands.held_out import SCENES, measure_of, on_one_device, open_sources
+from sam_jax.train.commands.run_report import write_report
 from sam_jax.train.config import FinetuneConfig
 from sam_jax.train.data.batches import batches
 from sam_jax.train.data.examples import Source
@@ -75,10 +77,10 @@ def finetune(
     the longer schedule has it.
 
     The run's folder gets `model/` (the result, with the image encoder), `finetune.json` (what was asked for),
-    `metrics.jsonl`, `curves.png`, `samples.png`, `checkpoints/`, and, where the encoder does not train and no store is
-    given, `embeddings/`. With held-out images, `model/` is the step that was best on them, `last/` the last, and
-    `validation.jsonl` says how good the run was on them. Images and objects are split over as many devices as divide
-    them evenly.
+    `metrics.jsonl`, `report.html`, `samples.png`, with matplotlib `curves.png`, `checkpoints/`, and, where the encoder
+    does not train and no store is given, `embeddings/`. With held-out images, `model/` is the step that was best on
+    them, `last/` the last, and `validation.jsonl` says how good the run was on them. Images and objects are split over
+    as many devices as divide them evenly.
 
     Args:
       data: a COCO JSON file, a folder (`sam_jax.train.data.sources.open_source`), or "scenes".
@@ -102,7 +104,10 @@ def finetune(
         model, variables, heads = change_masks(jax.random.key(config.seed), model, variables, config.mask_outputs)
     if config.classes and masks_selected(model.config) < model.config.multimask_outputs:
         raise ValueError("classes need a decoder that returns several masks of a prompt, and SAM-HQ's returns one.")
-    source, held_out = open_sources(data, config, model.config, Console(stderr=True))
+    say = Console(stderr=True)
+    if not can_plot():
+        say.print(NO_PLOTS, markup=False)
+    source, held_out = open_sources(data, config, model.config, say)
     params, constants = flatten(variables, encoder_variables)
     if config.train == "lora":
         params = add_lora(jax.random.key(config.seed), params, config.lora_rank)
@@ -190,21 +195,27 @@ def _write(
 
     say.print(f"Writing {out / MODEL} and the pictures beside it")
     best = trained_variables(state)
+    found = {"trained": f"{_size(state.params):,} parameters", "frozen": f"{_size(state.frozen):,}"}
     if validated:
         number, params = read_best(out)
-        say.print(f"{MODEL}/ is step {number}, the best on the held-out images; {LAST}/ is step {int(state.step)}.")
+        found[MODEL] = f"step {number}, the best on the held-out images; {LAST}/ is step {int(state.step)}."
+        say.print(f"{MODEL}/ is {found[MODEL]}")
         write(LAST, best)
         best = trained_variables(state, params)
     write(MODEL, best)
-    _draw(out, model, best[0], Encoded(shown, functools.partial(encode_image, encoder, best[1])), classes)
+    _draw(out, model, best[0], Encoded(shown, functools.partial(encode_image, encoder, best[1])), classes, found)
 
 
-def _draw(out: Path, model: Sam, variables: Variables, shown: Source, classes: bool) -> None:
-    """Draw the run's curves, and what its model makes of the first images."""
+def _draw(out: Path, model: Sam, variables: Variables, shown: Source, classes: bool, found: dict[str, str]) -> None:
+    """Draw the run's curves, and what its model makes of the first images, and write the report of both."""
     measure = evaluate_classes if classes else functools.partial(evaluate, cap=5, objects=8)
     report = measure(model, variables, (shown[index] for index in range(min(SHOWN, len(shown)))))
-    report.picture().save(out / "samples.png")
-    curves(read_lines(out / METRICS), read_lines(out / VALIDATION)).save(out / "curves.png")
+    lines, looks, samples = read_lines(out / METRICS), read_lines(out / VALIDATION), report.picture()
+    samples.save(out / "samples.png")
+    plots = curves(lines, looks) if can_plot() else None
+    if plots:
+        plots.save(out / "curves.png")
+    write_report(out, json.loads((out / SETTINGS).read_text("utf-8")), found, lines, looks, plots, samples)
 
 
 def _claim(out: Path, told: dict[str, str | None], config: FinetuneConfig) -> None:

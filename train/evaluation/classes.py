@@ -13,9 +13,8 @@ from PIL import Image
 
 from sam_jax.batch.predict import predict_masks
 from sam_jax.decoder.model import Sam, Variables
-from sam_jax.images.draw import draw_everything, side_by_side
+from sam_jax.images.draw import draw_everything, side_by_side, stacked
 from sam_jax.images.pixels import EncodedImage, full_size_masks
-from sam_jax.images.plot import stacked
 from sam_jax.train.data.examples import Example, encoded_image
 from sam_jax.train.evaluation.report import write_evaluation
 from sam_jax.train.user.simulate import whole_images

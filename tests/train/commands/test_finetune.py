@@ -142,7 +142,8 @@ def test_a_short_run_makes_masks_of_other_images_better(folder: Path, plain: Non
     assert np.subtract(after, before).min() > MARGIN, (before, after)
 
     assert {path.name for path in (folder / "run").iterdir()} == {
-        *("model", "checkpoints", "embeddings", "finetune.json", "metrics.jsonl", "curves.png", "samples.png")
+        *("model", "checkpoints", "embeddings", "finetune.json", "metrics.jsonl"),
+        *("curves.png", "samples.png", "report.html"),
     }
     assert sam_jax.load(result.model)[0] == MODEL
     decoder = {path for path in flat(folder / "base") if path.startswith("params/mask_decoder")}
@@ -274,14 +275,21 @@ def write_classes(folder: Path, seeds: range) -> Path:
 
 
 @pytest.mark.slow
-def test_classes_are_learned_and_measured(folder: Path, plain: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_are_learned_and_measured_also_without_matplotlib(
+    folder: Path, plain: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     data, held_out = write_classes(folder / "classes", range(100, 118)), write_classes(folder / "new", range(6))
     loop = LoopConfig(steps=200, log_every=50, save_every=100)
     config = dataclasses.replace(CONFIG, mask_outputs=2, classes=True, batch=4, validate=str(held_out), loop=loop)
     result = finetune(str(data), str(folder / "base"), folder / "of_classes", config)
     before, *_, after = read_lines(folder / "of_classes" / VALIDATION)
     assert after["class"] - before["class"] > MARGIN, (before, after)
-    assert "of classes; still improving" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "of classes; still improving" in said
+    assert 'Curves are left out, since matplotlib is missing: pip install "sam-jax[report]"' in said
+    assert not (folder / "of_classes" / "curves.png").exists()
+    assert (folder / "of_classes" / "report.html").exists()
     assert sam_jax.load(result.model)[0].config.multimask_outputs == 2
     evaluate_command(str(held_out), str(result.model), folder / "measured", protocol="classes")
     report = json.loads((folder / "measured" / "evaluation.json").read_text())
