@@ -99,6 +99,7 @@ def predict(
     multimask: bool = False,
     kind: Literal["overlay", "masks", "coco"] | None = None,
     embeddings: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading(),  # noqa: B008 - it is frozen
     family: Family = None,
     prefix: Prefix = None,
     overwrite: bool = False,
@@ -117,6 +118,7 @@ def predict(
       multimask: write the three masks for each object, not only the best.
       kind: what to write: the image with masks, prompts and scores on it, a picture of each mask, or COCO's JSON.
       embeddings: a store that sam-jax embed made, to read from instead of encoding.
+      reading: how images are read.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
       overwrite: replace what is there.
@@ -134,6 +136,7 @@ def predict(
         multimask=multimask,
         kind=kind,
         embeddings=embeddings,
+        reading=reading,
         family=family,
         prefix=prefix,
         overwrite=overwrite,
@@ -241,6 +244,7 @@ def embed(
     checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading(),  # noqa: B008 - it is frozen
     family: Family = None,
     prefix: Prefix = None,
 ) -> None:
@@ -254,12 +258,13 @@ def embed(
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the store, a folder, made where missing.
       dtype: of the embeddings; bfloat16 takes half the room.
+      reading: how images are read.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
     """
     from sam_jax.commands.embed import run
 
-    run(images, checkpoint, out, Console(stderr=True), dtype=dtype, family=family, prefix=prefix)
+    run(images, checkpoint, out, Console(stderr=True), dtype=dtype, reading=reading, family=family, prefix=prefix)
 
 
 def demo(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("sam_jax_demo")) -> None:
