@@ -23,6 +23,7 @@ class LossConfig:
       dice: of the dice loss.
       iou: of the squared error of the predicted IoU; 0 switches it off.
       iou_warmup: steps over which that weight rises from 0.
+      class_focal: of the focal loss of classes. SAM's weight would make all of their masks empty first.
       hq: of the loss of SAM-HQ's own mask, in which focal and dice have their weights from above.
       size_aware: whether small objects count as much as large ones in the focal loss; classes count by their pixels.
     """
@@ -31,6 +32,7 @@ class LossConfig:
     dice: float = 1.0
     iou: float = 1.0
     iou_warmup: int = 0
+    class_focal: float = 1.0
     hq: float = 1.0
     size_aware: bool = True
 

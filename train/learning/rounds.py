@@ -4,6 +4,7 @@ A mask that is given on is not differentiated, so the rounds' gradients are inde
 and added up: the memory is that of one round, however many there are, and nothing is computed twice.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -109,7 +110,7 @@ def class_gradients(
     """
     targets, weight, valid = (jnp.asarray(x) for x in (batch.targets, batch.weight, batch.valid))
     count = jnp.maximum(valid.sum() if count is None else count, 1).astype(jnp.float32)
-    prompts = whole_images(batch.input_size)
+    prompts, loss = whole_images(batch.input_size), dataclasses.replace(loss, focal=loss.class_focal)
 
     def class_loss(trained: Any) -> tuple[Array, Metrics]:
         prediction = jax.tree.map(lambda x: x[:, 0], decode(trained, prompts))

@@ -114,12 +114,13 @@ def test_classes_are_asked_for_once_with_the_whole_image(rng):
         asked.append((np.asarray(prompts.coordinates), np.asarray(prompts.labels)))
         return constant(values, prompts)
 
-    metrics, gradient = class_gradients(decode, values, batch, loss=LOSS, iou_weight=0.5)
+    loss = dataclasses.replace(LOSS, class_focal=3.0)
+    metrics, gradient = class_gradients(decode, values, batch, loss=loss, iou_weight=0.5)
 
     def mean_loss(values):
         prediction = MaskPrediction(values["logits"][:, 0], values["iou"][:, 0], jnp.ones(2, bool))
         terms = class_losses(prediction, batch.targets, batch.weight)
-        return total_loss(terms, batch.valid, 6, 0.5, LOSS)[0]
+        return total_loss(terms, batch.valid, 6, 0.5, dataclasses.replace(LOSS, focal=3.0))[0]
 
     loss, expected = jax.value_and_grad(mean_loss)(values)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
