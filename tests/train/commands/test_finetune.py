@@ -15,7 +15,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 from pycocotools import mask as coco
-from random_model import random_variables
+from random_encoder import random_variables as encoder_variables
+from random_model import FAMILIES, random_variables
 from rich.console import Console
 from small_run import ENCODER, MODEL, save_checkpoint
 
@@ -23,6 +24,9 @@ import sam_jax
 from sam_jax import MaskPrediction, Sam
 from sam_jax.commands import cli
 from sam_jax.commands import embed as embed_images
+from sam_jax.decoder.features import Features, map_shapes, maps_of
+from sam_jax.encoders.config import HieraConfig
+from sam_jax.encoders.hiera import Hiera
 from sam_jax.encoders.vit import ImageEncoder
 from sam_jax.files.embeddings import EmbeddingStore
 from sam_jax.files.manifest import Manifest
@@ -40,6 +44,7 @@ from sam_jax.train.config import (
 )
 from sam_jax.train.data.examples import Example
 from sam_jax.train.data.sources import Encoded, open_source
+from sam_jax.train.evaluation import evaluate as evaluate_module
 from sam_jax.train.evaluation.evaluate import evaluate
 from sam_jax.train.learning import step as step_module
 from sam_jax.train.learning.lines import read_lines
@@ -53,6 +58,15 @@ CONFIG = FinetuneConfig(
     simulation=Simulation(clicks=0, refinements=False),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup=10),
     loop=LoopConfig(steps=120, log_every=20, save_every=60),
+)
+HIERA = HieraConfig(
+    widths=(8, 16, 32, 64),
+    depths=(1, 1, 2, 1),
+    heads=(1, 2, 4, 4),
+    window_sizes=(4, 4, 6, 3),
+    global_blocks=(3,),
+    out_width=32,
+    image_size=(96, 96),
 )
 MARGIN = 0.2
 """By how much the mean IoU on images that were not trained on must rise."""
@@ -165,11 +179,11 @@ def test_a_folder_is_of_one_run(folder: Path) -> None:
 
 
 def mean_of_all(
-    model: Any, variables: Any, embeddings: jax.Array, prompts: sam_jax.Prompts, **how: Any
+    model: Any, variables: Any, embeddings: Features, prompts: sam_jax.Prompts, **how: Any
 ) -> MaskPrediction:
     """A decoder whose logits depend on every parameter, and that compiles at once."""
     scale = sum(jnp.square(x).mean() for x in jax.tree.leaves(variables["params"]))
-    pixels = embeddings.repeat(4, 1).repeat(4, 2).mean(-1)[:, None, None]
+    pixels = maps_of(embeddings)["embedding"].repeat(4, 1).repeat(4, 2).mean(-1)[:, None, None]
     logits = jnp.broadcast_to(scale * pixels, (*prompts.valid.shape, 4, *model.config.mask_size))
     return MaskPrediction(logits, jnp.zeros((*prompts.valid.shape, 4)), prompts.valid)
 
@@ -361,6 +375,34 @@ def test_sam_hqs_head_is_trained_alone_on_the_maps_of_its_encoder(folder: Path, 
     result = finetune(str(folder / "held_out" / "coco.json"), str(folder / "hq"), folder / "hq_run", config)
     assert changed(folder / "hq", result.model) == {path for path in flat(folder / "hq") if "/hq/" in path}
     assert EmbeddingStore.open(folder / "hq_run" / "embeddings").shapes.keys() == {"embedding", "early"}
+    with pytest.raises(ValueError, match="classes need a decoder that returns several masks of a prompt"):
+        finetune("no", str(folder / "hq"), folder / "no", dataclasses.replace(config, classes=True))
+
+
+@pytest.mark.parametrize("family", ["sam_hq", "sam2"])
+def test_tiles_and_held_out_images_with_several_maps(
+    family: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured on held-out tiles takes all maps of them, and is written down."""
+    if family == "sam2":
+        model, encoder = Sam(dataclasses.replace(MODEL.config, **FAMILIES["sam2"])), Hiera(HIERA)
+    else:
+        model = Sam(dataclasses.replace(MODEL.config, hq=True, early_width=ENCODER.config.width))
+        encoder = ImageEncoder(dataclasses.replace(ENCODER.config, early_feature=True))
+    variables = encoder_variables(encoder, jnp.zeros((96, 96, 3)))
+    sam_jax.save(folder / family, model, random_variables(model), encoder, variables)
+    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    monkeypatch.setattr(evaluate_module, "predict_masks", functools.partial(sam_jax.predict_masks, path="plain"))
+    monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)
+    config = dataclasses.replace(CONFIG, batch=1, objects=1, loop=LoopConfig(1, 1, 1), tile=64, split=0.5)
+    finetune(str(folder / "held_out" / "coco.json"), str(folder / family), folder / f"{family}_tiles", config)
+    looks = read_lines(folder / f"{family}_tiles" / VALIDATION)
+    assert [look["step"] for look in looks] == [0, 1]
+    assert all(0 <= look[name] <= 1 for look in looks for name in ("click", "box"))
+    store = EmbeddingStore.open(folder / f"{family}_tiles" / "embeddings")
+    assert store.shapes.keys() == map_shapes(model.config).keys()
+    assert len(store.shapes) > 1
+    assert len(store.names()) > 6
 
 
 @pytest.mark.slow
