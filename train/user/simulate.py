@@ -162,10 +162,13 @@ def start(
 
 
 def with_slots(prompts: Prompts, config: SamConfig, simulation: Simulation) -> Prompts:
-    """Return first prompts with an empty slot for each later round, and room for a mask."""
+    """Return first prompts with an empty slot for each later round, and room for a mask if the decoder takes one."""
     batch, tokens = prompts.valid.shape, FIRST_TOKENS + simulation.rounds - 1
+    padded = prompts.pad(tokens, batch[1], batch[0])
+    if config.efficient_sam:
+        return padded
     return dataclasses.replace(
-        prompts.pad(tokens, batch[1], batch[0]),
+        padded,
         masks=jnp.zeros((*batch, *config.mask_size), jnp.float32),
         has_mask=jnp.ones(batch, bool),
     )
@@ -205,7 +208,7 @@ def next_prompts(
         prompts,
         coordinates=jnp.asarray(prompts.coordinates).at[:, :, slot].set(points),
         labels=jnp.asarray(prompts.labels).at[:, :, slot].set(labels),
-        masks=logits.astype(jnp.float32),
+        masks=None if prompts.masks is None else logits.astype(jnp.float32),
     )
 
 
