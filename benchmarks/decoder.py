@@ -115,11 +115,9 @@ def plot(cases: dict[str, Any], out: Path) -> None:
             if figures["case"] == alike | {number: figures["case"][number]}:
                 for name, side in figures["sides"].items():
                     curves.setdefault(name, []).append((figures["case"][number], side["per_second"]))
-        points = list(itertools.chain(*curves.values()))
-        numbers, rates = {x for x, _ in points}, [y for _, y in points]
+        numbers = {x for x, _ in itertools.chain(*curves.values())}
         if len(numbers) > 1:
-            limits = (min(numbers), max(numbers)), (0, max(rates))
-            panels.append((title, line_plot(curves, *limits, size=(720, 360), doubling=True)))
+            panels.append((title, line_plot(curves, number, "prompt sets a second", size=(720, 360), doubling=True)))
     if panels:
         side_by_side(panels).save(out.with_suffix(".png"))
 

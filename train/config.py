@@ -23,14 +23,16 @@ class LossConfig:
       dice: of the dice loss.
       iou: of the squared error of the predicted IoU; 0 switches it off.
       iou_warmup: steps over which that weight rises from 0.
+      class_focal: of the focal loss of classes. SAM's weight would make all of their masks empty first.
       hq: of the loss of SAM-HQ's own mask, in which focal and dice have their weights from above.
-      size_aware: whether small objects count as much as large ones in the focal loss.
+      size_aware: whether small objects count as much as large ones in the focal loss; classes count by their pixels.
     """
 
     focal: float = 20.0
     dice: float = 1.0
     iou: float = 1.0
     iou_warmup: int = 0
+    class_focal: float = 1.0
     hq: float = 1.0
     size_aware: bool = True
 
@@ -191,6 +193,8 @@ class FinetuneConfig:
       dtype: compute dtype. Parameters stay in float32.
       remat: compute the decoder's activations twice instead of keeping them.
       mask_outputs: masks 1, 2, ... of another number than the checkpoint's.
+      classes: the values 1, 2, ... of label images are classes. Masks 1, 2, ... learn one each, asked for with a box
+        around the whole image.
       workers: processes that make batches; 0 for threads of this one.
       embeddings: a store that sam-jax embed made with the checkpoint, for an encoder that does not train; images that
         it does not have are added. By default the run's folder gets one.
@@ -218,6 +222,7 @@ class FinetuneConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     mask_outputs: int | None = None
+    classes: bool = False
     workers: int = 0
     embeddings: str | None = None
     split_components: bool = False
@@ -237,6 +242,8 @@ class FinetuneConfig:
             raise ValueError(f"target_scale must be 1 or more, got {self.target_scale}.")
         if self.tile is not None and self.tile < 1:
             raise ValueError(f"tile must be 1 or more pixels, got {self.tile}.")
+        if self.classes and self.split_components:
+            raise ValueError("split_components makes objects, which classes has none of: leave one of them out.")
         if not 0 <= self.split < 1 or (self.split and self.validate):
             raise ValueError(
                 f"split must be a share from 0 to below 1, and left out beside validate; got {self.split} and "

@@ -28,6 +28,8 @@ def start_clicks(
 ) -> Prompts:
     """Return the state before the first click: room for `clicks` clicks for each prompt set, no mask yet.
 
+    EfficientSAM's decoder takes no masks, so that its state has room for none.
+
     Args:
       config: settings of the decoder.
       batch: number of objects, `(prompt sets,)` or `(images, prompt sets)`.
@@ -43,8 +45,8 @@ def start_clicks(
     return Prompts(
         coordinates=jnp.concatenate([coordinates, jnp.zeros((*batch, clicks, 2), jnp.float32)], -2),
         labels=jnp.concatenate([labels, jnp.full((*batch, clicks), EMPTY, jnp.int32)], -1),
-        masks=jnp.zeros((*batch, *config.mask_size), jnp.float32),
-        has_mask=jnp.zeros(batch, bool),
+        masks=None if config.efficient_sam else jnp.zeros((*batch, *config.mask_size), jnp.float32),
+        has_mask=None if config.efficient_sam else jnp.zeros(batch, bool),
         valid=jnp.ones(batch, bool),
     )
 
@@ -59,7 +61,7 @@ def click(
 ) -> tuple[MaskPrediction, Prompts]:
     """Add one click to each object, predict, and return the prediction and the next state.
 
-    The next state's mask prompt is each object's best mask (`best_masks`).
+    The next state's mask prompt is each object's best mask (`best_masks`), where the decoder takes masks.
 
     Args:
       model: the decoder, static.
@@ -84,6 +86,8 @@ def click(
         labels=jnp.where(slot, labels[..., None], state.labels),
     )
     prediction = predict_masks(model, variables, embeddings, state)
+    if state.masks is None:
+        return prediction, state
     logits = handed_back(model.config, best_masks(prediction, state)[0])
     return prediction, dataclasses.replace(state, masks=logits.astype(jnp.float32), has_mask=jnp.ones_like(state.valid))
 

@@ -190,9 +190,8 @@ def run(model: Sam, variables: Variables, prompt_sets: Sequence[int], repeats: i
 def plot(report: Mapping[str, Any]) -> Image.Image:
     """Return a plot of what `run` returned: prompt sets a second against prompt sets on one image."""
     points = [(float(n), float(rate)) for n, rate in report["prompt sets a second"].items()]
-    numbers, rates = zip(*points, strict=True)
-    name = "prompt sets a second, by prompt sets on one image"
-    return line_plot({name: points}, (min(numbers), max(numbers)), (0, max(rates) * 1.1), (560, 320), doubling=True)
+    rates = {report["machine"]["device"]: points}
+    return line_plot(rates, "prompt sets on one image", "prompt sets a second", doubling=True)
 
 
 def machine() -> dict[str, Any]:

@@ -99,6 +99,7 @@ def predict(
     multimask: bool = False,
     kind: Literal["overlay", "masks", "coco"] | None = None,
     embeddings: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading(),  # noqa: B008 - it is frozen
     family: Family = None,
     prefix: Prefix = None,
     overwrite: bool = False,
@@ -117,6 +118,7 @@ def predict(
       multimask: write the three masks for each object, not only the best.
       kind: what to write: the image with masks, prompts and scores on it, a picture of each mask, or COCO's JSON.
       embeddings: a store that sam-jax embed made, to read from instead of encoding.
+      reading: how images are read.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
       overwrite: replace what is there.
@@ -134,6 +136,7 @@ def predict(
         multimask=multimask,
         kind=kind,
         embeddings=embeddings,
+        reading=reading,
         family=family,
         prefix=prefix,
         overwrite=overwrite,
@@ -241,6 +244,7 @@ def embed(
     checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading(),  # noqa: B008 - it is frozen
     family: Family = None,
     prefix: Prefix = None,
 ) -> None:
@@ -254,12 +258,13 @@ def embed(
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the store, a folder, made where missing.
       dtype: of the embeddings; bfloat16 takes half the room.
+      reading: how images are read.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
     """
     from sam_jax.commands.embed import run
 
-    run(images, checkpoint, out, Console(stderr=True), dtype=dtype, family=family, prefix=prefix)
+    run(images, checkpoint, out, Console(stderr=True), dtype=dtype, reading=reading, family=family, prefix=prefix)
 
 
 def demo(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("sam_jax_demo")) -> None:
@@ -347,7 +352,7 @@ def evaluate(
     data: Annotated[str, tyro.conf.Positional],
     checkpoint: Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    protocol: Literal["prompts", "everything"] = "prompts",
+    protocol: Literal["prompts", "everything", "classes"] = "prompts",
     embeddings: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
     family: Family = None,
     prefix: Prefix = None,
@@ -363,13 +368,15 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on a data set: IoU after 1, 3 and 5 clicks and of boxes, clicks needed, calibration.
 
-    With --protocol everything: the average recall of the first 10, 100 and 1,000 automatic masks.
+    With --protocol everything: the average recall of the first 10, 100 and 1,000 automatic masks. With --protocol
+    classes: the IoU of each class, of a checkpoint that was trained on classes.
 
     Args:
       data: what finetune takes; or drawn scenes that no training has seen, scenes or new-shapes.
       checkpoint: as sam-jax convert takes, with its image encoder.
       out: the folder to make, with evaluation.json and evaluation.png.
-      protocol: ask with the prompts of a simulated user, or for everything in the image.
+      protocol: ask with the prompts of a simulated user, for everything in the image, or for classes, which are the
+        values of label images.
       embeddings: a store that sam-jax embed made of the images; by default the checkpoint's encoder makes them.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
@@ -455,6 +462,7 @@ def bench(
     from sam_jax.convert import from_torch
     from sam_jax.decoder.model import Sam
     from sam_jax.files.checkpoints import load
+    from sam_jax.images.plot import NO_PLOTS, can_plot
 
     if out and out.suffix != ".json":
         raise ValueError(f"--out must be a .json file, got {out}.")
@@ -469,7 +477,10 @@ def bench(
     print(text)
     if out:
         out.write_text(text + "\n")
-        bench.plot(report).save(out.with_suffix(".png"))
+        if can_plot():
+            bench.plot(report).save(out.with_suffix(".png"))
+        else:
+            Console(stderr=True).print(NO_PLOTS, markup=False)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

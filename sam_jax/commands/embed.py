@@ -1,5 +1,6 @@
 """The `sam-jax embed` command: image files in, a store of their embeddings out."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from sam_jax.files.checkpoints import load_encoder, provenance_of
 from sam_jax.files.embeddings import EmbeddingStore, StoredDType, digest_of
 from sam_jax.images.image_files import image_files
 from sam_jax.images.pixels import EncodedImage, encode_image, encoded_shapes
-from sam_jax.images.read import read_image
+from sam_jax.images.read import Reading, read_image
 from sam_jax.walk import read_ahead
 
 
@@ -24,6 +25,7 @@ def run(
     console: Console,
     *,
     dtype: StoredDType = "bfloat16",
+    reading: Reading = Reading(),  # noqa: B008 - frozen
     family: str | None = None,
     prefix: str | None = None,
 ) -> None:
@@ -35,6 +37,7 @@ def run(
       out: the store's folder, made where missing.
       console: where to say how it goes.
       dtype: of a new store.
+      reading: how images are read.
       family: as in `sam_jax.load_encoder`.
       prefix: likewise.
 
@@ -51,17 +54,18 @@ def run(
         provenance = provenance_of(checkpoint, family, prefix)
         shapes = encoded_shapes(encoder, variables)
         store = EmbeddingStore.create(out, shapes, encoder.config.prompt_frame, dtype, provenance)
-    todo = [file for file in files if not store.written_after(file.name, file)]
+    todo = [file for file in files if not store.written_after(file.name, file, reading)]
     store.remove_leftovers([file.name for file in todo])
     problems: list[str] = []
     before = None
     # An image is written while the device encodes the next.
-    for current in track(_encode(encoder, variables, todo, problems), "Encoding", total=len(todo), console=console):
+    encoded = _encode(encoder, variables, todo, reading, problems)
+    for current in track(encoded, "Encoding", total=len(todo), console=console):
         if before:
-            store.write(*before)
+            store.write(*before, reading)
         before = current
     if before:
-        store.write(*before)
+        store.write(*before, reading)
     there = f", {len(files) - len(todo)} were there" if len(todo) < len(files) else ""
     console.print(f"Wrote {len(todo) - len(problems)} embeddings to {out}{there}")
     if problems:
@@ -69,10 +73,10 @@ def run(
 
 
 def _encode(
-    encoder: Encoder, variables: Variables, files: Sequence[Path], problems: list[str]
+    encoder: Encoder, variables: Variables, files: Sequence[Path], reading: Reading, problems: list[str]
 ) -> Iterator[tuple[str, EncodedImage, str]]:
     """Images as they are handed to the device. Files that cannot be read are told in `problems`."""
-    for file, pixels in read_ahead(files, read_image):
+    for file, pixels in read_ahead(files, functools.partial(read_image, reading=reading)):
         try:
             if isinstance(pixels, ValueError):
                 raise pixels

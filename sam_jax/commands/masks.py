@@ -87,7 +87,7 @@ def run(
     if twice or len(targets) < len(files):
         raise ValueError(f"Several of the images would be written to {', '.join(twice) or out}: give them other names.")
     made = {"kind": "+".join(kinds), "checkpoint": provenance_of(checkpoint, family, prefix).sha256}
-    made |= {} if reading == Reading() else dataclasses.asdict(reading) | {"channels": list(reading.channels)}
+    made |= reading.told
     made |= {} if prompts is None else {"prompts": hashlib.sha256(prompts.read_bytes()).hexdigest()}
     _keep_settings(out, made | dataclasses.asdict(settings))
     share = share_of_process(files)

@@ -1,5 +1,6 @@
 """The `sam-jax predict` command: image files and prompts in, pictures or COCO's JSON out."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from sam_jax.files.checkpoints import load, load_encoder
 from sam_jax.files.embeddings import EmbeddingStore, digest_of
 from sam_jax.images.image_files import image_files, read_mask
 from sam_jax.images.pixels import EncodedImage, Prediction, check_fit, encode_image, predict_image
-from sam_jax.images.read import read_image
+from sam_jax.images.read import Reading, read_image
 from sam_jax.prompts import Prompts, Ragged
 from sam_jax.walk import read_ahead
 
@@ -44,6 +45,7 @@ def run(
     multimask: bool = False,
     kind: Kind | None = None,
     embeddings: Path | None = None,
+    reading: Reading = Reading(),  # noqa: B008 - frozen
     family: str | None = None,
     prefix: str | None = None,
     overwrite: bool = False,
@@ -61,6 +63,7 @@ def run(
       multimask: keep all masks that `select_masks` returns for each object instead of the best; SAM-HQ's is one.
       kind: what to write; by default COCO's JSON where `out` ends in `.json`, else overlays.
       embeddings: a store to read embeddings from instead of encoding.
+      reading: how images are read.
       family: as in `sam_jax.load`.
       prefix: likewise.
       overwrite: replace what is there.
@@ -86,7 +89,8 @@ def run(
         else:
             encode = encode_with(model.config, *load_encoder(checkpoint, family=family, prefix=prefix))
     encoding, decoding, problems, coco = [], [], [], CocoAnnotations()
-    for file, pixels in track(read_ahead(files, read_image), "Predicting", total=len(files), console=console):
+    read = read_ahead(files, functools.partial(read_image, reading=reading))
+    for file, pixels in track(read, "Predicting", total=len(files), console=console):
         try:
             if isinstance(pixels, ValueError):
                 raise pixels

@@ -26,6 +26,7 @@ from sam_jax.errors import describe, in_words
 from sam_jax.fast.low_rank import ImageState
 from sam_jax.files.manifest import Provenance
 from sam_jax.images.pixels import EncodedImage
+from sam_jax.images.read import Reading
 from sam_jax.images.size import Size
 
 StoredDType = Literal["bfloat16", "float32"]
@@ -135,17 +136,29 @@ class EmbeddingStore:
         except (KeyError, ValueError):
             return False
 
-    def written_after(self, name: str, file: Path) -> bool:
-        """Return whether the image is there, and was written after its file was changed last."""
-        return name in self and (self.path / name / NAME).stat().st_mtime_ns > file.stat().st_mtime_ns
+    def written_after(self, name: str, file: Path, reading: Reading = Reading()) -> bool:  # noqa: B008 - frozen
+        """Return whether the image is there, read in this way, and was written after its file was changed last."""
+        if name not in self or (self.path / name / NAME).stat().st_mtime_ns <= file.stat().st_mtime_ns:
+            return False
+        try:
+            return self._attributes(name).get("reading", {}) == reading.told
+        except (KeyError, ValueError):
+            return False
 
-    def write(self, name: str, image: EncodedImage, digest: str | None = None) -> None:
+    def write(
+        self,
+        name: str,
+        image: EncodedImage,
+        digest: str | None = None,
+        reading: Reading = Reading(),  # noqa: B008 - frozen
+    ) -> None:
         """Write one image; it replaces an image of that name.
 
         Args:
           name: usually the image file's name; a single part of a path.
           image: what `encode_image` returned.
           digest: of the pixels that it was made of (`digest_of`), by which a reader tells an image that was edited.
+          reading: how its file was read.
 
         Raises:
           ValueError: for maps of other names or shapes than the store's or that are no floats, or a name that is none.
@@ -156,6 +169,7 @@ class EmbeddingStore:
         self._check_maps(name, maps)
         attributes = {"input_size": list(image.input_size), "original_size": list(image.original_size)}
         attributes |= {} if digest is None else {"pixels": digest}
+        attributes |= {"reading": reading.told} if reading.told else {}
         with written_whole(self.path / _checked(name), overwrite=True) as folder:
             for what, place in self._places(folder).items():
                 self._write_array(place, maps[what], attributes if place == folder else {})
@@ -183,7 +197,8 @@ class EmbeddingStore:
             )
         if digest is not None and not self.has(name, digest):
             raise ValueError(
-                f"{name} has been changed since its embedding in {self.path} was made. sam-jax embed makes it anew."
+                f"{name} has been changed since its embedding in {self.path} was made, or is now read in another "
+                "way (range, channels, page). sam-jax embed makes it anew."
             )
         features = features_of({what: value[0] for what, value in maps_of(batch.embeddings).items()})
         return EncodedImage(features, (int(height), int(width)), there)

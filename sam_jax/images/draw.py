@@ -10,8 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sam_jax.prompts import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND
 
-COLOURS = ((30, 136, 229), (216, 27, 96), (255, 193, 7), (0, 150, 110), (142, 68, 173), (230, 110, 20))
-CLICK_COLOURS = {FOREGROUND: (40, 200, 80), BACKGROUND: (230, 40, 40)}
+BLUE, VERMILION, ORANGE, GREEN = (0, 114, 178), (213, 94, 0), (230, 159, 0), (0, 158, 115)
+COLOURS = (BLUE, VERMILION, ORANGE, GREEN, (204, 121, 167), (86, 180, 233))
+"""Of Okabe and Ito, "Color universal design" (2008): who is colour-blind can tell them apart, too."""
+CLICK_COLOURS = {FOREGROUND: GREEN, BACKGROUND: VERMILION}
 
 
 def line_width(height: int, width: int) -> int:
@@ -77,7 +79,7 @@ def distinct_colour(index: int) -> tuple[int, int, int]:
 def draw_tokens(
     picture: Image.Image, coordinates: Float[np.ndarray, "n 2"], labels: Int[np.ndarray, " n"], radius: int = 6
 ) -> None:
-    """Draw clicks (green foreground, red background) and boxes onto a picture.
+    """Draw clicks (green foreground, vermilion background) and boxes onto a picture.
 
     Args:
       picture: what to draw on.
@@ -116,13 +118,24 @@ def draw_score(
     pen.text((x, y), text, fill="white", font=font)
 
 
+def stacked(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
+    """Return pictures below each other."""
+    width, height = max(picture.width for picture in pictures), sum(picture.height + gap for picture in pictures) - gap
+    sheet = Image.new("RGB", (width, height), "white")
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height + gap
+    return sheet
+
+
 def side_by_side(panels: Sequence[tuple[str, Image.Image]], gap: int = 8) -> Image.Image:
     """Return pictures of one size in a row, each with its title above."""
     width, height = panels[0][1].size
     bar = 22
     sheet = Image.new("RGB", ((width + gap) * len(panels) - gap, height + bar), "white")
-    pen = ImageDraw.Draw(sheet)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for i, (title, picture) in enumerate(panels):
-        pen.text(((width + gap) * i + 4, 5), title, fill="black")
+        pen.text(((width + gap) * i + 4, 4), title, fill="black", font=font)
         sheet.paste(picture, ((width + gap) * i, bar))
     return sheet

@@ -50,6 +50,11 @@ class Reading:
         if self.page is not None and self.page < 1:
             raise ValueError(f"page must be 1 or more, got {self.page}.")
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is other than by default, as JSON has it: empty, or all of it."""
+        return {} if self == Reading() else dataclasses.asdict(self) | {"channels": list(self.channels)}
+
 
 def read_image(
     path: str | Path,

@@ -66,6 +66,17 @@ def test_no_slot_left_is_an_error() -> None:
         click(MODEL, VARIABLES, EMBEDDING, state, POINTS[1], LABELS[1])
 
 
+def test_clicks_alone_add_up_where_a_decoder_takes_no_masks() -> None:
+    model = family_model("efficient_sam")
+    variables, features = random_variables(model), random_features(model=model)
+    state = start_clicks(model.config, (2,), clicks=2)
+    for points, labels in zip(POINTS[:2], LABELS[:2], strict=True):
+        out, state = click(model, variables, features, state, points, labels)
+    assert state.masks is None
+    both = Prompts.build(points=np.stack(POINTS[:2], 1), labels=np.stack(LABELS[:2], 1), images=False)
+    np.testing.assert_allclose(out.logits, predict_masks(model, variables, features, both).logits, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", SEVERAL_MAPS)
 def test_the_best_masks_of_each_family_go_back(family: str) -> None:
     model = family_model(family)

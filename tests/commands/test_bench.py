@@ -86,7 +86,7 @@ def test_a_report_of_the_tiny_decoder(
     assert all(x > 0 for part in list(report.values())[1:-1] for x in part.values() if not isinstance(x, dict))
     assert report["machine"]["cores"] > 0
     with Image.open(out.with_suffix(".png")) as plot:
-        assert plot.size == (560, 320)
+        assert plot.size == (560, 360)
 
 
 def test_the_output_must_be_json(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from pycocotools.coco import COCO
 from random_model import SEVERAL_MAPS, family_model, random_features, random_variables
@@ -24,6 +25,7 @@ from sam_jax.decoder.features import map_shapes
 from sam_jax.encoders.config import VIT_TINY
 from sam_jax.encoders.vit import ImageEncoder
 from sam_jax.files.manifest import Provenance
+from sam_jax.images.draw import CLICK_COLOURS
 from sam_jax.images.pixels import predict_image
 
 MODEL = Sam(dataclasses.replace(TINY, depth=1))
@@ -125,7 +127,7 @@ def test_an_overlay_shows_masks_prompts_and_the_time_is_told(run, photo, tmp_pat
     assert re.search(r"Encoding took \d+\.\d\d s\nDecoding took \d+\.\d\d s\n", said)
     picture, before = pixels(tmp_path / "overlay.png"), pixels(photo)
     assert picture.shape == (*SIZE, 3)
-    assert picture[20, 30].tolist() == [40, 200, 80]  # the click
+    assert picture[20, 30].tolist() == list(CLICK_COLOURS[1])  # the click
     assert (picture[50, 20:40] == 255).all()  # the lower side of the box
     assert (picture != before).any(-1).mean() > 0.05
     assert run("predict", photo, *CLICK, "--multimask", "-o", tmp_path / "three.png")[0] == 0
@@ -216,11 +218,11 @@ def test_an_interrupted_run_is_finished_by_the_same_command(run, tmp_path, monke
         draw(folder / f"{i}.png", i)
     read, read_files = embed_images.read_image, []
 
-    def interrupted(file: Path) -> Any:
+    def interrupted(file: Path, reading: Any) -> Any:
         read_files.append(file.name)
         if read_files.count("3.png") == 1 and file.name == "3.png":
             raise KeyboardInterrupt
-        return read(file)
+        return read(file, reading)
 
     monkeypatch.setattr(embed_images, "read_image", interrupted)
     code, said = run("embed", folder, "-o", tmp_path / "store")
@@ -306,3 +308,30 @@ def test_a_second_run_finds_the_programs_of_the_first(checkpoint, photo, tmp_pat
         programs.append({path.name for path in (tmp_path / "sam-jax" / "programs").glob("*-cache")})
     assert programs[0]
     assert programs[0] == programs[1]
+
+
+def test_ranges_channels_and_pages_are_chosen_and_a_store_is_of_one_choice(run, checkpoint, tmp_path):
+    photo, store = tmp_path / "stack.tif", tmp_path / "store"
+    pages = np.random.default_rng(0).integers(0, 4096, (3, *SIZE)).astype(np.uint16)
+    tifffile.imwrite(photo, pages, photometric="minisblack")
+    asked = ("--page", 2, "--range", "file")
+    assert run("predict", photo, *CLICK, "-o", tmp_path / "out", "--kind", "masks", "--multimask", *asked)[0] == 0
+    seen = np.repeat((pages[1] / 65535 * 255 + 0.5).astype(np.uint8)[..., None], 3, -1)
+    predictor = Predictor.load(checkpoint)
+    predictor.set_image(seen)
+    masks, *_ = predictor.predict(points=[[30, 20]], labels=[1])
+    for i, mask in enumerate(masks):
+        np.testing.assert_array_equal(pixels(tmp_path / "out" / f"stack_0_{i}.png") > 0, mask)
+    code, said = run("predict", photo, *CLICK, "-o", tmp_path / "no.png")
+    assert code == 1
+    assert "it has 3 pages. Choose one (page)" in said
+
+    assert "Wrote 1 embeddings" in run("embed", photo, "-o", store, *asked)[1]
+    assert "Wrote 0 embeddings" in run("embed", photo, "-o", store, *asked)[1]
+    from_store = ("predict", photo, *CLICK, "--embeddings", store, "-o")
+    assert run(*from_store, tmp_path / "read.png", *asked)[0] == 0
+    code, said = run(*from_store, tmp_path / "other.png", "--page", 3)
+    assert code == 1
+    assert "or is now read in another way" in said
+    assert "Wrote 1 embeddings" in run("embed", photo, "-o", store, "--page", 3)[1]
+    assert run(*from_store, tmp_path / "other.png", "--page", 3)[0] == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam_jax.images.draw import CLICK_COLOURS, contour, draw_score, draw_tokens, line_width, overlay
+from sam_jax.images.draw import CLICK_COLOURS, contour, draw_score, draw_tokens, line_width, overlay, stacked
 
 BLUE = (30, 136, 229)
 
@@ -65,3 +65,11 @@ def test_clicks_and_boxes_are_drawn_and_empty_slots_are_not():
     assert pixels[30, 70].tolist() == list(CLICK_COLOURS[0])
     assert (pixels[[50, 90, 70, 70], [40, 40, 10, 90]] == 255).all()
     assert not pixels[:20].any()
+
+
+def test_stacked_pictures_keep_their_pixels():
+    sheet = stacked([Image.new("RGB", (3, 4), "red"), Image.new("RGB", (5, 2), "blue")], gap=1)
+    assert sheet.size == (5, 7)
+    assert sheet.getpixel((2, 3)) == (255, 0, 0)
+    assert sheet.getpixel((4, 3)) == (255, 255, 255)
+    assert sheet.getpixel((4, 5)) == (0, 0, 255)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,8 +12,8 @@ from rich.table import Table
 
 from sam_jax.atomic import written_whole
 from sam_jax.files.checkpoints import load
-from sam_jax.images.draw import draw_everything, side_by_side
-from sam_jax.images.plot import stacked
+from sam_jax.images.draw import draw_everything, side_by_side, stacked
+from sam_jax.train.commands.held_out import classes_of
 from sam_jax.train.commands.suggest import suggested
 from sam_jax.train.config import FinetuneConfig
 from sam_jax.train.data.examples import Example
@@ -53,7 +54,8 @@ def check(
       ValueError: for bad data: one error names all that is wrong.
     """
     decoder = load(checkpoint, family=family, prefix=prefix)[0].config
-    source = open_source(Path(data), split_components=config.split_components, reading=config.reading, tile=config.tile)
+    how: dict[str, Any] = {"split_components": config.split_components, "reading": config.reading, "tile": config.tile}
+    source = open_source(Path(data), **how, classes=classes_of(config, decoder))
     shown = set(np.linspace(0, len(source) - 1, min(len(source), SHOWN), dtype=int).tolist())
     looks, pictures = [], []
     for index in track(range(len(source)), "Reading images", console=Console(stderr=True)):
@@ -84,7 +86,7 @@ def table(looks: Sequence[Look]) -> Table:
         height, width = look.size
         seen = f"{look.used[0]:.0f}..{look.used[1]:.0f}" + (" flat" if look.is_flat else "")
         values = f"{look.values[0]:.5g}..{look.values[1]:.5g}"
-        areas = f"{look.areas.min()}..{look.areas.max()}"
+        areas = f"{look.areas.min()}..{look.areas.max()}" if len(look.areas) else ""
         rows.add_row(look.name, f"{height} x {width}", look.kind, values, seen, str(len(look.areas)), areas)
     rows.caption = "areas in pixels; seen as: 8-bit values of nearly all pixels"
     if len(looks) > ROWS:

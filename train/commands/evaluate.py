@@ -13,12 +13,14 @@ from rich.table import Table
 from sam_jax.files.checkpoints import load, load_encoder
 from sam_jax.files.embeddings import EmbeddingStore
 from sam_jax.images.pixels import encode_image
+from sam_jax.images.plot import NO_PLOTS, can_plot
 from sam_jax.images.read import Reading
 from sam_jax.images.size import Size
 from sam_jax.train.data.examples import Source
 from sam_jax.train.data.looks import flat_note
 from sam_jax.train.data.shapes import HELD_OUT_CLASSES, TRAINING_CLASSES
 from sam_jax.train.data.sources import DrawnScenes, Embedded, Encoded, open_source
+from sam_jax.train.evaluation.classes import ClassReport, evaluate_classes
 from sam_jax.train.evaluation.evaluate import evaluate
 from sam_jax.train.evaluation.everything import EverythingReport, evaluate_everything
 from sam_jax.train.evaluation.metrics import COCO_LIMITS
@@ -35,7 +37,7 @@ def run(
     checkpoint: str,
     out: Path,
     *,
-    protocol: Literal["prompts", "everything"] = "prompts",
+    protocol: Literal["prompts", "everything", "classes"] = "prompts",
     embeddings: Path | None = None,
     family: str | None = None,
     prefix: str | None = None,
@@ -52,16 +54,20 @@ def run(
     """Evaluate, print the main numbers, and write the rest; the arguments are those of the command."""
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already. To replace it, add --overwrite.")
+    if protocol == "prompts" and not can_plot():
+        Console(stderr=True).print(NO_PLOTS, markup=False)
     if compare is not None and protocol != "prompts":
         raise ValueError("compare is for the protocol of prompts.")
     before = None if compare is None else read_figures(compare)
     model, variables = load(checkpoint, family=family, prefix=prefix)
     source: Source
-    if data in SCENES:
+    classes = model.config.multimask_outputs if protocol == "classes" else None
+    if data in SCENES and classes is None:
         source = DrawnScenes(images, model.config.image_size, SCENES[data], held_out=True)
         size_limits = size_limits or limits_for(model.config.image_size)
     else:
-        source = open_source(Path(data), split_components=split_components, reading=reading, tile=tile, once=True)
+        how: dict[str, Any] = {"split_components": split_components, "reading": reading, "tile": tile}
+        source = open_source(Path(data), **how, once=True, classes=classes)
         for note in (*source.notes, *flat_note(source)):
             Console(stderr=True).print(note)
     if embeddings is not None:
@@ -76,6 +82,10 @@ def run(
         found = evaluate_everything(model, variables, examples, size_limits=limits)
         found.save(out, overwrite=overwrite)
         Console().print(recall_table(found))
+    elif protocol == "classes":
+        of_classes = evaluate_classes(model, variables, examples)
+        of_classes.save(out, overwrite=overwrite)
+        Console().print(class_table(of_classes))
     else:
         report = evaluate(model, variables, examples, cap=cap, objects=objects, size_limits=limits)
         report.save(out, overwrite=overwrite)
@@ -97,6 +107,15 @@ def recall_table(report: EverythingReport) -> Table:
         recalls = [of_size[name] for of_size in report.recall.values()]
         rows.add_row(name, str(number), *("" if recall is None else f"{recall:.3f}" for recall in recalls))
     rows.caption = f"{report.masks:.0f} masks an image, {report.images} images"
+    return rows
+
+
+def class_table(report: ClassReport) -> Table:
+    """Return the IoUs of classes for the terminal."""
+    rows = Table("class", "images that have it", "IoU")
+    for number, (iou, images) in enumerate(zip(report.iou, report.present, strict=True), 1):
+        rows.add_row(str(number), str(images), "" if iou is None else f"{iou:.3f}")
+    rows.add_row("mean", str(report.images), f"{report.mean:.3f}")
     return rows
 
 

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
+from sam_jax.batch.select import masks_selected
 from sam_jax.batch.sharding import make_mesh, replicate
 from sam_jax.config import SamConfig
 from sam_jax.decoder.features import map_shapes
@@ -21,11 +22,14 @@ from sam_jax.files.checkpoints import Variables, load, load_encoder, provenance_
 from sam_jax.files.embeddings import EmbeddingStore, StoredDType
 from sam_jax.files.manifest import Provenance
 from sam_jax.images.pixels import encode_image
+from sam_jax.images.plot import NO_PLOTS, can_plot
 from sam_jax.train.commands.held_out import SCENES, measure_of, on_one_device, open_sources
+from sam_jax.train.commands.run_report import write_report
 from sam_jax.train.config import FinetuneConfig
 from sam_jax.train.data.batches import batches
 from sam_jax.train.data.examples import Source
 from sam_jax.train.data.sources import DrawnScenes, Embedded, Encoded, embed
+from sam_jax.train.evaluation.classes import evaluate_classes
 from sam_jax.train.evaluation.evaluate import evaluate
 from sam_jax.train.learning.heads import HeadReport, change_masks
 from sam_jax.train.learning.lines import read_lines
@@ -73,10 +77,10 @@ def finetune(
     the longer schedule has it.
 
     The run's folder gets `model/` (the result, with the image encoder), `finetune.json` (what was asked for),
-    `metrics.jsonl`, `curves.png`, `samples.png`, `checkpoints/`, and, where the encoder does not train and no store is
-    given, `embeddings/`. With held-out images, `model/` is the step that was best on them, `last/` the last, and
-    `validation.jsonl` says how good the run was on them. Images and objects are split over as many devices as divide
-    them evenly.
+    `metrics.jsonl`, `report.html`, `samples.png`, with matplotlib `curves.png`, `checkpoints/`, and, where the encoder
+    does not train and no store is given, `embeddings/`. With held-out images, `model/` is the step that was best on
+    them, `last/` the last, and `validation.jsonl` says how good the run was on them. Images and objects are split over
+    as many devices as divide them evenly.
 
     Args:
       data: a COCO JSON file, a folder (`sam_jax.train.data.sources.open_source`), or "scenes".
@@ -98,7 +102,12 @@ def finetune(
     heads = None
     if config.mask_outputs is not None:
         model, variables, heads = change_masks(jax.random.key(config.seed), model, variables, config.mask_outputs)
-    source, held_out = open_sources(data, config, model.config.image_size, Console(stderr=True))
+    if config.classes and masks_selected(model.config) < model.config.multimask_outputs:
+        raise ValueError("classes need a decoder that returns several masks of a prompt, and SAM-HQ's returns one.")
+    say = Console(stderr=True)
+    if not can_plot():
+        say.print(NO_PLOTS, markup=False)
+    source, held_out = open_sources(data, config, model.config, say)
     params, constants = flatten(variables, encoder_variables)
     if config.train == "lora":
         params = add_lora(jax.random.key(config.seed), params, config.lora_rank)
@@ -130,17 +139,19 @@ def finetune(
     seen = source if store is None else Embedded(source, store)
     measure = None
     if held_out is not None and encoder_trains:
-        measure = measure_of(_computing_in("float32", model), held_out, encoder)
+        measure = measure_of(_computing_in("float32", model), held_out, encoder, config.classes)
     elif held_out is not None:
         of_held_out = store if store and config.split else _store(out / "embeddings_held_out", *stored_as)
         embed(held_out, of_held_out, encode)
-        measure = measure_of(_computing_in("float32", model), Embedded(held_out, of_held_out))
+        of_it = Embedded(held_out, of_held_out)
+        measure = measure_of(_computing_in("float32", model), of_it, classes=config.classes)
     step = make_step(
         model,
         optimizer,
         encoder=encoder if in_step else None,
         simulation=config.simulation,
         loss=config.loss,
+        classes=config.classes,
         seed=config.seed,
         mesh=mesh,
         remat=config.remat,
@@ -149,7 +160,7 @@ def finetune(
         seen,
         model.config,
         images=config.batch,
-        objects=config.objects,
+        objects=None if config.classes else config.objects,
         seed=config.seed,
         workers=config.workers,
         preprocessing=encoder.config.preprocessing,
@@ -163,7 +174,7 @@ def finetune(
     provenance = dataclasses.replace(origin, source=f"fine-tuned from {origin.source or checkpoint}", sha256=None)
     modules = _computing_in("float32", model), _computing_in("float32", encoder)
     shown = held_out or (DrawnScenes(SHOWN, model.config.image_size, held_out=True) if data == SCENES else source)
-    _write(out, on_one_device(state), modules, provenance, shown, validated=held_out is not None)
+    _write(out, on_one_device(state), modules, provenance, shown, config.classes, validated=held_out is not None)
     return Result(out / MODEL, _size(state.params), _size(state.frozen), heads)
 
 
@@ -173,6 +184,7 @@ def _write(
     modules: tuple[Sam, Encoder],
     provenance: Provenance,
     shown: Source,
+    classes: bool,
     validated: bool,
 ) -> None:
     """Write what a run came to: the best or the only checkpoint, the last one where another was best, and pictures."""
@@ -183,20 +195,27 @@ def _write(
 
     say.print(f"Writing {out / MODEL} and the pictures beside it")
     best = trained_variables(state)
+    found = {"trained": f"{_size(state.params):,} parameters", "frozen": f"{_size(state.frozen):,}"}
     if validated:
         number, params = read_best(out)
-        say.print(f"{MODEL}/ is step {number}, the best on the held-out images; {LAST}/ is step {int(state.step)}.")
+        found[MODEL] = f"step {number}, the best on the held-out images; {LAST}/ is step {int(state.step)}."
+        say.print(f"{MODEL}/ is {found[MODEL]}")
         write(LAST, best)
         best = trained_variables(state, params)
     write(MODEL, best)
-    _draw(out, model, best[0], Encoded(shown, functools.partial(encode_image, encoder, best[1])))
+    _draw(out, model, best[0], Encoded(shown, functools.partial(encode_image, encoder, best[1])), classes, found)
 
 
-def _draw(out: Path, model: Sam, variables: Variables, shown: Source) -> None:
-    """Draw the run's curves, and what its model makes of the first images."""
-    examples = (shown[index] for index in range(min(SHOWN, len(shown))))
-    evaluate(model, variables, examples, cap=5, objects=8).picture().save(out / "samples.png")
-    curves(read_lines(out / METRICS), read_lines(out / VALIDATION)).save(out / "curves.png")
+def _draw(out: Path, model: Sam, variables: Variables, shown: Source, classes: bool, found: dict[str, str]) -> None:
+    """Draw the run's curves, and what its model makes of the first images, and write the report of both."""
+    measure = evaluate_classes if classes else functools.partial(evaluate, cap=5, objects=8)
+    report = measure(model, variables, (shown[index] for index in range(min(SHOWN, len(shown)))))
+    lines, looks, samples = read_lines(out / METRICS), read_lines(out / VALIDATION), report.picture()
+    samples.save(out / "samples.png")
+    plots = curves(lines, looks) if can_plot() else None
+    if plots:
+        plots.save(out / "curves.png")
+    write_report(out, json.loads((out / SETTINGS).read_text("utf-8")), found, lines, looks, plots, samples)
 
 
 def _claim(out: Path, told: dict[str, str | None], config: FinetuneConfig) -> None:
@@ -218,7 +237,7 @@ def _mesh(config: FinetuneConfig) -> Mesh | None:
     """As many devices as split a batch's images and objects evenly; None for one alone."""
     devices = jax.devices()
     rows = math.gcd(config.batch, len(devices))
-    columns = math.gcd(config.objects, len(devices) // rows)
+    columns = 1 if config.classes else math.gcd(config.objects, len(devices) // rows)
     return make_mesh(rows, devices[: rows * columns]) if rows * columns > 1 else None
 
 

@@ -37,7 +37,8 @@ class Batch:
         run.
       targets: share of each pixel that is in the object; of the part of it that is in the image.
       weight: share of each pixel that is in the image: 0 on padding.
-      valid: False for an object that exists only to fill up the number, or is too small to fill half a pixel.
+      valid: False for an object that exists only to fill up the number, or is too small to fill half a pixel; True for
+        a class, also where the image has none of it.
       input_size: height and width of the resized image in its frame.
     """
 
@@ -54,7 +55,7 @@ def batches(
     config: SamConfig,
     *,
     images: int,
-    objects: int,
+    objects: int | None,
     seed: int = 0,
     workers: int = 0,
     preprocessing: Preprocessing = "sam",
@@ -74,7 +75,8 @@ def batches(
       source: the examples.
       config: settings of the decoder, which say how large frames and targets are.
       images: images in a batch, over all processes.
-      objects: objects of each image; chosen where there are more, filled up where there are fewer.
+      objects: objects of each image; chosen where there are more, filled up where there are fewer. None where examples
+        have classes: all are taken, in their order.
       seed: of the order and the choices.
       workers: processes that make batches; 0 for threads of this one. End them with the iterator's `close`.
       preprocessing: that of the encoder which is to run (`encoder.config.preprocessing`).
@@ -89,7 +91,7 @@ def batches(
     """
     process = jax.process_index() if process is None else process
     processes = jax.process_count() if processes is None else processes
-    if images < 1 or images % processes or objects < 1:
+    if images < 1 or images % processes or (objects is not None and objects < 1):
         raise ValueError(
             f"A batch must have a number of images that {processes} process(es) can share, and one object or more; got "
             f"{images} images of {objects} objects."
@@ -124,7 +126,7 @@ def make_item(
     rng: np.random.Generator,
     *,
     config: SamConfig,
-    objects: int,
+    objects: int | None,
     preprocessing: Preprocessing = "sam",
     frame_size: Size | None = None,
     target_scale: int = 1,
@@ -136,14 +138,15 @@ def make_item(
       example: the image and all of its objects.
       rng: for the choice of objects, and for what changes.
       config: settings of the decoder.
-      objects: how many objects to take.
+      objects: how many objects to take, as in `batches`.
       preprocessing: of an image that is not encoded.
       frame_size: as in `batches`.
       target_scale: as in `batches`.
       augmentation: as in `batches`.
     """
-    number = len(example.masks)
-    chosen = example.masks[rng.choice(number, min(objects, number), replace=False)]
+    number, chosen = len(example.masks), example.masks
+    if objects is not None:
+        chosen = chosen[rng.choice(number, min(objects, number), replace=False)]
     if example.encoded is None:
         example = augmented(dataclasses.replace(example, masks=chosen), rng, augmentation)
         chosen = example.masks
@@ -155,14 +158,14 @@ def make_item(
     else:
         embedding, input_size = jax.tree.map(_float32, example.encoded.embedding), example.encoded.input_size
     found, weight = make_targets(chosen, input_size, config, target_scale)
-    targets = np.zeros((objects, *weight.shape), np.float32)
+    targets = np.zeros((objects or number, *weight.shape), np.float32)
     targets[: len(chosen)] = found
     return Batch(
         images=frame,
         embeddings=embedding,
         targets=targets,
         weight=weight,
-        valid=np.any(targets >= 0.5, axis=(1, 2)),
+        valid=np.ones(number, bool) if objects is None else np.any(targets >= 0.5, axis=(1, 2)),
         input_size=np.array(input_size, np.int32),
     )
 

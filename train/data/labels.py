@@ -1,5 +1,6 @@
 """Label images: each value but 0 is an object."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +61,7 @@ class LabelFolder:
         reading: Reading = Reading(),  # noqa: B008 - frozen
         tile: int | None = None,
         once: bool = False,
+        classes: int | None = None,
     ) -> None:
         """Read and check all labels.
 
@@ -69,6 +71,8 @@ class LabelFolder:
           reading: how images are read.
           tile: side in pixels of the tiles that become the examples; by default they are the images.
           once: give each object to one tile alone.
+          classes: the values 1, 2, ... up to this one are classes. Each image has a mask of each, which may be empty.
+            No image is left out.
 
         Raises:
           ValueError: for images without a label or the other way round, sizes that differ, labels that are none, or no
@@ -82,23 +86,27 @@ class LabelFolder:
             problems.add(f"{found} has no {wanted} named {name}.")
         self.split, self.reading, wide, empty = split_components, reading, [], []
         self.parts: list[_Part] = []
+        seen: list[Any] = []
         both = sorted(images.keys() & labels.keys())
         for name in track(both, "Checking labels", console=Console(stderr=True), disable=len(both) < 200):
             try:
                 header = read_header(images[name])
                 label = _Label(self._layers(images[name], labels[name], header.turned_size))
-                parts = _parts(images[name], labels[name], label, header.turned_size, tile, once)
+                window = images[name], labels[name], label, header.turned_size, tile
+                parts = _parts(*window, once) if classes is None else _class_parts(*window, classes)
             except ValueError as error:
                 problems.add(str(error))
                 continue
-            notes.look_at(labels[name], label, split_components)
+            notes.look_at(labels[name], label, split_components or classes is not None)
+            seen += [value for _, value in label.objects]
             self.parts += parts
             wide += [images[name].name] if parts and header.wide else []
             empty += [] if parts else [images[name].name]
         problems.raise_all()
-        if not self.parts:
+        if not seen:
             raise ValueError(f"{folder} has no objects: its {len(labels)} labels are 0 (background) everywhere.")
         told = (f"Left out {len(empty)} images without an object, such as {empty[0]}.",) if empty else ()
+        told += () if classes is None else (_class_note(seen, classes),)
         self.notes = (*told, *notes.sentences(), *range_note(wide, len(both) - len(empty), reading))
 
     def _layers(self, image: Path, label: Path, size: Size) -> list[Layer]:
@@ -168,6 +176,26 @@ def _parts(image: Path, path: Path, label: _Label, size: Size, tile: int | None,
         check_room(len(some), window.size, str(path))
     chosen = zip(windows, places, strict=True)
     return [_Part(image, path, window, [label.objects[n] for n in some]) for window, some in chosen if some]
+
+
+def _class_parts(image: Path, path: Path, label: _Label, size: Size, tile: int | None, classes: int) -> list[_Part]:
+    """All tiles of an image, each with all classes as its objects."""
+    if path.is_dir():
+        raise ValueError(f"{path} must be one file whose values are classes, got a folder of masks.")
+    values = [value for _, value in label.objects]
+    if bad := [value for value in values if not 1 <= value <= classes]:
+        raise ValueError(
+            f"{path} has the value {bad[0]}, but there are {classes} classes, and their values are from 1 to {classes}."
+        )
+    check_room(classes, size, str(path))
+    of_all: list[Object] = [(0, value) for value in range(1, classes + 1)]
+    return [_Part(image, path, window, of_all) for window in windows_of(size, tile)]
+
+
+def _class_note(seen: Iterable[Any], classes: int) -> str:
+    """How many images have each class."""
+    images = Counter(int(value) for value in seen)
+    return "Images that have each class: " + ", ".join(f"{k}: {images[k]}" for k in range(1, classes + 1)) + "."
 
 
 def has_labels(folder: Path) -> bool:

@@ -61,14 +61,15 @@ def look_at(source: Files, index: int, config: SamConfig) -> Look:
     """
     example, path = source[index], source.file(index)
     values = read_values(path, source.reading)  # of the file, also where the example is a tile of it
-    targets, _ = make_targets(example.masks, input_size_for(example.original_size, config.image_size), config)
+    masks = example.masks[example.masks.any((1, 2))]  # without the classes that it has not
+    targets, _ = make_targets(masks, input_size_for(example.original_size, config.image_size), config)
     return Look(
         name=example.name,
         size=example.original_size,
         kind=str(values.dtype),
         values=(float(values.min()), float(values.max())),
         used=used_range(to_8_bits(values, source.reading.range)),
-        areas=example.masks.sum((1, 2)),
+        areas=masks.sum((1, 2)),
         lost=int((targets < 0.5).all((1, 2)).sum()),
     )
 

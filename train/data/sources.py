@@ -34,6 +34,7 @@ def open_source(
     reading: Reading = Reading(),  # noqa: B008 - frozen
     tile: int | None = None,
     once: bool = False,
+    classes: int | None = None,
 ) -> CocoImages | LabelFolder:
     """Return the source that a path holds, all of it checked.
 
@@ -46,19 +47,24 @@ def open_source(
       tile: side in pixels of the tiles that become the examples (`windows_of`); by default they are the images. An
         object that a tile's edge cuts is left out of it where few pixels of it are left.
       once: give each object to one tile alone, to measure it once.
+      classes: of label images, the values up to this one are classes (`LabelFolder`).
 
     Raises:
       ValueError: where the data is bad.
       FileNotFoundError: where there is none.
     """
     data, how = Path(data), {"reading": reading, "tile": tile, "once": once}
+    if classes is not None and not has_labels(data):
+        raise ValueError(
+            f"Classes are the values of label images, in labels/, masks/ or beside the images; {data} has none."
+        )
     if data.is_dir() and (data / "annotations.json").is_file():
         data = data / "annotations.json"
     if data.is_file():
         beside = data.parent / "images"
         return CocoImages(data, beside if beside.is_dir() else data.parent, **how)
     if has_labels(data):
-        return LabelFolder(data, split_components=split_components, **how)
+        return LabelFolder(data, split_components=split_components, classes=classes, **how)
     if data.is_dir() and (files := sorted(data.glob("[!.]*.json"))):
         return CocoImages(files, data, **how)
     raise FileNotFoundError(

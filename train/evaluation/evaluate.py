@@ -156,8 +156,8 @@ def _play(model: Sam, variables: Variables, group: _Group, user: User, cap: int)
         offered, ious = _measure(prediction, group)
         scores, logits = np.asarray(prediction.iou), np.asarray(_offered(prediction), np.float32)
         index = _taken(user, scores, ious) if k == 0 else _clear(prediction)
-        given_on = handed_back(model.config, logits[np.arange(number), index])
-        state = dataclasses.replace(state, masks=given_on)
+        if state.masks is not None:
+            state = dataclasses.replace(state, masks=handed_back(model.config, logits[np.arange(number), index]))
         for i, new in enumerate(clicks):
             if new is not None:
                 masks[i], clicked[i, new.y, new.x] = offered[i, index[i]], True

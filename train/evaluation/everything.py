@@ -18,8 +18,7 @@ from PIL import Image
 from sam_jax.automatic.config import AutomaticConfig
 from sam_jax.automatic.records import Record, generate_records
 from sam_jax.decoder.model import Sam, Variables
-from sam_jax.images.draw import draw_everything, side_by_side
-from sam_jax.images.plot import stacked
+from sam_jax.images.draw import draw_everything, side_by_side, stacked
 from sam_jax.images.run_lengths import coco_run_lengths, decoded
 from sam_jax.train.data.examples import Example, encoded_image
 from sam_jax.train.evaluation.metrics import COCO_LIMITS, SIZE_CLASSES

@@ -11,8 +11,8 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from sam_jax.atomic import written_whole
-from sam_jax.images.draw import COLOURS, draw_tokens, overlay, side_by_side
-from sam_jax.images.plot import line_plot, stacked
+from sam_jax.images.draw import COLOURS, draw_tokens, overlay, side_by_side, stacked
+from sam_jax.images.plot import can_plot, line_plot
 from sam_jax.train.evaluation.metrics import (
     SIZE_CLASSES,
     Calibration,
@@ -129,18 +129,19 @@ class Report:
         write_evaluation(folder, self.to_json(), self.picture(), overwrite)
 
     def picture(self) -> Image.Image:
-        """Return curves of IoU over clicks and of the scores' calibration, and the samples below."""
+        """Return the samples, and with matplotlib curves of IoU over clicks and of the scores' calibration above."""
+        return stacked([*([self._curves()] if can_plot() else []), *map(_row, self.samples)])
+
+    def _curves(self) -> Image.Image:
         clicks = {f"by {user}": list(enumerate(means, 1)) for user, means in self.curve.items()}
         bins = zip(self.calibration.predicted, self.calibration.true, strict=True)
         known = [(predicted, true) for predicted, true in bins if predicted is not None and true is not None]
+        scores = {f"mean error {self.calibration.error:.3f}": known, "ideal": [(0, 0), (1, 1)]}
         plots = [
-            ("mean IoU after so many clicks", line_plot(clicks, (1, self.cap), (0, 1))),
-            (
-                f"true IoU over predicted IoU, mean error {self.calibration.error:.3f}",
-                line_plot({"measured": known, "ideal": [(0, 0), (1, 1)]}, (0, 1), (0, 1)),
-            ),
+            ("mean IoU after so many clicks", line_plot(clicks, "clicks", "mean IoU", y_limits=(0, 1))),
+            ("true IoU over predicted IoU", line_plot(scores, "predicted IoU", "true IoU", y_limits=(0, 1))),
         ]
-        return stacked([side_by_side(plots), *map(_row, self.samples)])
+        return side_by_side(plots)
 
 
 def summarise(

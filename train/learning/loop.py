@@ -24,13 +24,14 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sam_jax.images.plot import line_plot, stacked
+from sam_jax.images.draw import stacked
+from sam_jax.images.plot import line_plot
 from sam_jax.memory import peak_memory
 from sam_jax.train.config import LoopConfig
 from sam_jax.train.learning.lines import Line, append_line, read_lines, write_lines
 from sam_jax.train.learning.state import TrainState
 from sam_jax.train.learning.step import Step
-from sam_jax.train.learning.validation import Measure, Validation
+from sam_jax.train.learning.validation import MEASURED, Measure, Validation
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 
@@ -186,13 +187,12 @@ def check_line(line: Line, history: Sequence[Line], diverged: float) -> None:
 
 
 def curves(lines: Sequence[Line], held_out: Sequence[Line] = ()) -> Image.Image:
-    """Return a picture of the terms of the loss, and of the overlaps, over the steps.
+    """Return a picture of the terms of the loss, and of the overlaps, over the steps. It needs matplotlib.
 
     Args:
       lines: metrics of a run, at least one.
       held_out: lines of its validation.
     """
-    steps = (0.0, lines[-1]["step"])
 
     def points(lines: Sequence[Line], name: str) -> list[tuple[float, float]]:
         return [(line["step"], line[name]) for line in lines]
@@ -200,9 +200,8 @@ def curves(lines: Sequence[Line], held_out: Sequence[Line] = ()) -> Image.Image:
     terms = {name: points(lines, name) for name in ("loss", "focal", "dice", "iou")}
     overlaps = {name: points(lines, name) for name in ("first_overlap", "last_overlap")}
     if held_out:
-        overlaps |= {f"held-out {name}": points(held_out, name) for name in ("click", "box")}
-    highest = max(line["loss"] for line in lines)
-    return stacked([line_plot(terms, steps, (0, highest)), line_plot(overlaps, steps, (0, 1))])
+        overlaps |= {f"held-out {name}": points(held_out, name) for name in MEASURED if name in held_out[0]}
+    return stacked([line_plot(terms, "step", "loss"), line_plot(overlaps, "step", "mean IoU", y_limits=(0, 1))])
 
 
 class _Clock:

@@ -127,6 +127,33 @@ def object_losses(
     return terms | {"overlap": _take(overlap, jnp.argmax(scores, -1))}
 
 
+def class_losses(
+    prediction: MaskPrediction,
+    targets: Float[AnyArray, "*batch k ty tx"],
+    weight: Float[AnyArray, "*batch ty tx"],
+) -> dict[str, Float[Array, "*batch k"]]:
+    """Return the terms of each class: of mask 1, 2, ... of an image's one prompt, and its score.
+
+    A class that an image has not is a target of zeros, for whoever asks for the masks later does not know which classes
+    there are. It weighs no more than another: its focal loss is the mean over the image, as for all classes, and its
+    dice loss is at most 1. An empty mask costs nothing then.
+
+    Args:
+      prediction: what the decoder made of each image's prompt.
+      targets: the classes, at the logits' resolution or a finer one.
+      weight: of each pixel.
+    """
+    logits, scores = enlarge(prediction.logits[..., 1:, :, :], targets.shape[-2:]), prediction.iou[..., 1:]
+    targets, weight = targets.astype(logits.dtype), weight[..., None, :, :].astype(logits.dtype)
+    overlap = mask_iou(logits > 0, targets >= 0.5, weight >= 0.5).astype(logits.dtype)
+    return {
+        "focal": focal_loss(logits, targets, weight),
+        "dice": dice_loss(logits, targets, weight),
+        "iou": jnp.square(scores - overlap),
+        "overlap": overlap,
+    }
+
+
 def total_loss(terms: Terms, valid: Bool[AnyArray, "*batch"], count: Any, iou_weight: Any, config: LossConfig) -> Any:
     """Return the weighted sum of the terms over the objects that count, divided by `count`, and each mean apart.
 

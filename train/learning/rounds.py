@@ -4,6 +4,7 @@ A mask that is given on is not differentiated, so the rounds' gradients are inde
 and added up: the memory is that of one round, however many there are, and nothing is computed twice.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,8 @@ from sam_jax.decoder.model import MaskPrediction
 from sam_jax.prompts import AnyArray, Prompts
 from sam_jax.train.config import LossConfig, Simulation
 from sam_jax.train.data.batches import Batch
-from sam_jax.train.learning.losses import object_losses, total_loss
-from sam_jax.train.user.simulate import next_prompts, start, with_slots
+from sam_jax.train.learning.losses import class_losses, object_losses, total_loss
+from sam_jax.train.user.simulate import next_prompts, start, whole_images, with_slots
 
 Decode = Callable[[Any, Prompts], MaskPrediction]
 """From what is trained and prompts [image, object] to predictions."""
@@ -83,6 +84,41 @@ def interactive_gradients(
     means = {name: (first[name] + others[name].sum(0)) / simulation.rounds for name in first}
     means |= {"first_overlap": first["overlap"], "last_overlap": others["overlap"][-1]}
     return means, jax.tree.map(lambda x: x / simulation.rounds, total)
+
+
+def class_gradients(
+    decode: Decode,
+    trained: Any,
+    batch: Batch,
+    *,
+    loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
+    iou_weight: Float[Array, ""] | float = 1.0,
+    count: Int[Array, ""] | None = None,
+) -> tuple[Metrics, Any]:
+    """Ask once for each whole image, and return the loss of its classes, and the gradient of that.
+
+    Args:
+      decode: as in `interactive_gradients`.
+      trained: likewise.
+      batch: its objects are the classes, in the order of masks 1, 2, ...
+      loss: weights of the terms.
+      iou_weight: of the score's term at the present step.
+      count: number of valid classes of all images that the losses are divided by; by default those here.
+
+    Returns:
+      The metrics of `interactive_gradients`, and the gradient.
+    """
+    targets, weight, valid = (jnp.asarray(x) for x in (batch.targets, batch.weight, batch.valid))
+    count = jnp.maximum(valid.sum() if count is None else count, 1).astype(jnp.float32)
+    prompts, loss = whole_images(batch.input_size), dataclasses.replace(loss, focal=loss.class_focal)
+
+    def class_loss(trained: Any) -> tuple[Array, Metrics]:
+        prediction = jax.tree.map(lambda x: x[:, 0], decode(trained, prompts))
+        total, means = total_loss(class_losses(prediction, targets, weight), valid, count, iou_weight, loss)
+        return total, means | {"loss": total}
+
+    gradient, means = jax.grad(class_loss, has_aux=True)(trained)
+    return means | {"first_overlap": means["overlap"], "last_overlap": means["overlap"]}, gradient
 
 
 def given_on(prediction: MaskPrediction, ambiguous: bool) -> Float[AnyArray, "b o my mx"]:

@@ -13,8 +13,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from sam_jax.batch.decode import CHUNK, CPU_CHUNK, map_groups
-from sam_jax.batch.predict import predict_masks
+from sam_jax.batch.decode import CHUNK, CPU_CHUNK, decode_batch, map_groups, platform_of
 from sam_jax.batch.sharding import IMAGE, PROMPT_SET
 from sam_jax.config import SamConfig
 from sam_jax.decoder.features import Features
@@ -23,7 +22,7 @@ from sam_jax.prompts import Prompts
 from sam_jax.train.config import LossConfig, Simulation
 from sam_jax.train.data.batches import Batch
 from sam_jax.train.learning.losses import iou_weight_at
-from sam_jax.train.learning.rounds import Metrics, interactive_gradients
+from sam_jax.train.learning.rounds import Metrics, class_gradients, interactive_gradients
 from sam_jax.train.learning.state import ENCODER, Flat, TrainState, unflatten
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -36,6 +35,7 @@ def make_step(
     encoder: nn.Module | None = None,
     simulation: Simulation = Simulation(),  # noqa: B008 - frozen
     loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
+    classes: bool = False,
     seed: int = 0,
     mesh: Mesh | None = None,
     remat: bool = False,
@@ -51,6 +51,7 @@ def make_step(
       encoder: computes the embeddings of the batch's images in the step; by default the batch brings embeddings.
       simulation: how the prompts come about.
       loss: weights of the loss.
+      classes: the batch's objects are the classes of masks 1, 2, ..., and each image is asked for once, as a whole.
       seed: of the prompts. They depend on it, on the number of the step and on the place in the batch alone, so that
         neither a resumed run nor another number of devices changes them.
       mesh: devices to split images and objects over (`sam_jax.make_mesh`). The state must be on all of them
@@ -64,8 +65,9 @@ def make_step(
         encoder=encoder,
         simulation=simulation,
         loss=loss,
+        classes=classes,
         remat=remat,
-        chunk=at_once(model.config, mesh),
+        platform=platform_of(()) if mesh is None else mesh.devices.flat[0].platform,
     )
     if mesh is not None:
         gradients = split_gradients(gradients, mesh)
@@ -103,8 +105,9 @@ def batch_gradients(
     encoder: nn.Module | None,
     simulation: Simulation,
     loss: LossConfig,
+    classes: bool,
     remat: bool,
-    chunk: int | None = None,
+    platform: str | None,
     count: Int[Array, ""] | None = None,
 ) -> tuple[Metrics, Flat]:
     """Return the metrics of a batch and the gradient of the parameters that train; the arguments are `make_step`'s.
@@ -119,8 +122,9 @@ def batch_gradients(
       encoder: as in `make_step`.
       simulation: as in `make_step`.
       loss: as in `make_step`.
+      classes: as in `make_step`.
       remat: as in `make_step`.
-      chunk: as in `predict_masks`.
+      platform: the kind of device that will run.
       count: number of objects that losses are divided by; by default those of the batch.
     """
     frozen, constants = fixed
@@ -128,7 +132,9 @@ def batch_gradients(
     def decode(trained: tuple[Flat, Features], prompts: Prompts) -> MaskPrediction:
         params, embeddings = trained
         variables = unflatten(frozen | params, constants)[0]
-        run = functools.partial(predict_masks, model, variables, chunk=chunk)
+        run = functools.partial(
+            decode_batch, model, variables, chunk=at_once(model.config, platform), platform=platform
+        )
         if not remat:
             return run(embeddings, prompts)
         # One image after the other, so that the backward pass has the activations of one alone.
@@ -138,16 +144,13 @@ def batch_gradients(
         variables = unflatten(frozen | params, constants)[1]
         return jax.vmap(functools.partial(encoder.apply, variables))(batch.images)  # pyright: ignore
 
-    play = functools.partial(
-        interactive_gradients,
-        batch=batch,
-        keys=keys,
-        config=model.config,
-        simulation=simulation,
-        loss=loss,
-        iou_weight=iou_weight,
-        count=count,
-    )
+    of_loss: dict[str, Any] = {"batch": batch, "loss": loss, "iou_weight": iou_weight, "count": count}
+    if classes:
+        play = functools.partial(class_gradients, **of_loss)
+    else:
+        play = functools.partial(
+            interactive_gradients, keys=keys, config=model.config, simulation=simulation, **of_loss
+        )
     if any(path.startswith(ENCODER) for path in params):
         embeddings, pull_back = jax.vjp(encode, params)
         metrics, (gradient, of_embeddings) = play(decode, (params, embeddings))
@@ -156,7 +159,7 @@ def batch_gradients(
     return play(lambda params, prompts: decode((params, embeddings), prompts), params)
 
 
-def at_once(config: SamConfig, mesh: Mesh | None) -> int:
+def at_once(config: SamConfig, platform: str | None) -> int:
     """Return how many prompt sets to decode at once: of a smaller decoder more than of the full one, as many as fill
     the same memory. In groups of a few, it would take twice as long to compile and to run.
     """
@@ -164,8 +167,7 @@ def at_once(config: SamConfig, mesh: Mesh | None) -> int:
     def size(config: SamConfig) -> int:
         return math.prod(config.grid_size) * config.width
 
-    device = mesh.devices.flat[0] if mesh is not None else jnp.zeros(()).device
-    most = CPU_CHUNK if device.platform == "cpu" else CHUNK
+    most = CPU_CHUNK if platform == "cpu" else CHUNK
     return max(1, most * size(SamConfig()) // size(config))
 
 

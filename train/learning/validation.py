@@ -5,6 +5,7 @@ A checkpoint of the best step is kept before these parameters are written. So a 
 them again: they are there, or they are those of the checkpoint that it goes on from.
 """
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,8 +23,11 @@ VALIDATION, BEST = "validation.jsonl", "best.safetensors"
 HARDLY = 0.002
 """By so little an IoU rises that hardly improves."""
 
+MEASURED = {"click": "after a click", "box": "of boxes", "class": "of classes"}
+"""Names in a line of mean IoUs on held-out images, and what they are."""
+
 Measure = Callable[[TrainState], Line]
-"""From a state to `click` and `box`: the mean IoU on held-out images after a click, and of boxes."""
+"""From a state to what is measured on held-out images: `click` and `box` of objects, or `class`."""
 
 
 class Validation:
@@ -82,7 +86,8 @@ class Validation:
     def in_words(self) -> str:
         """Return what the last look found, and whether the run still improves."""
         last, best = self.history[-1], self.best
-        found = f"held-out images: IoU {last['click']:.3f} after a click, {last['box']:.3f} of boxes"
+        ious = (f"{last[name]:.3f} {words}" for name, words in MEASURED.items() if name in last)
+        found = f"held-out images: IoU {', '.join(ious)}"
         if len(self.history) == 1:
             return f"{found}, before training"
         if best is last:
@@ -97,8 +102,8 @@ class Validation:
 
 
 def score(line: Line) -> float:
-    """Return the number that the best is chosen by: the mean of both IoUs."""
-    return (line["click"] + line["box"]) / 2
+    """Return the number that the best is chosen by: the mean of the IoUs."""
+    return statistics.fmean(line[name] for name in MEASURED if name in line)
 
 
 def write_best(run: Path, state: TrainState) -> None:

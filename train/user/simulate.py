@@ -123,6 +123,18 @@ def first_prompt(
     return jnp.where(is_box, box, click), labels
 
 
+def whole_images(input_size: Int[AnyArray, "b 2"]) -> Prompts:
+    """Return one prompt set for each image: a box around all of it, the prompt that classes are asked for with.
+
+    Args:
+      input_size: height and width of each resized image.
+    """
+    last = (jnp.asarray(input_size)[:, None, ::-1] - 1).astype(jnp.float32)
+    corners = jnp.stack([jnp.zeros_like(last), last], 2)
+    labels = jnp.broadcast_to(jnp.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], jnp.int32), corners.shape[:-1])
+    return Prompts(corners, labels, None, None, jnp.ones(labels.shape[:-1], bool))
+
+
 def start(
     keys: Key[Array, "b o"],
     targets: Bool[Array, "b o ty tx"],
@@ -150,10 +162,13 @@ def start(
 
 
 def with_slots(prompts: Prompts, config: SamConfig, simulation: Simulation) -> Prompts:
-    """Return first prompts with an empty slot for each later round, and room for a mask."""
+    """Return first prompts with an empty slot for each later round, and room for a mask if the decoder takes one."""
     batch, tokens = prompts.valid.shape, FIRST_TOKENS + simulation.rounds - 1
+    padded = prompts.pad(tokens, batch[1], batch[0])
+    if config.efficient_sam:
+        return padded
     return dataclasses.replace(
-        prompts.pad(tokens, batch[1], batch[0]),
+        padded,
         masks=jnp.zeros((*batch, *config.mask_size), jnp.float32),
         has_mask=jnp.ones(batch, bool),
     )
@@ -193,7 +208,7 @@ def next_prompts(
         prompts,
         coordinates=jnp.asarray(prompts.coordinates).at[:, :, slot].set(points),
         labels=jnp.asarray(prompts.labels).at[:, :, slot].set(labels),
-        masks=logits.astype(jnp.float32),
+        masks=None if prompts.masks is None else logits.astype(jnp.float32),
     )
 
 

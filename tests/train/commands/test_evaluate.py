@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def test_drawn_scenes(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
         run("scenes", str(checkpoint), tmp_path / "out")
 
 
-def test_tiles(checkpoint: Path, tmp_path: Path) -> None:
+def test_tiles_and_no_matplotlib(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     label = np.zeros((96, 150), np.uint8)
     label[10:30, 40:60], label[50:80, 90:120] = 1, 2
     for place, values in {"images": 80 * label, "labels": label}.items():
@@ -43,6 +47,8 @@ def test_tiles(checkpoint: Path, tmp_path: Path) -> None:
     run(str(tmp_path), str(checkpoint), tmp_path / "out", cap=1, objects=2, tile=64)
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (report["images"], report["all"]["objects"]) == (2, 2)  # each object is in one tile alone
+    assert 'pip install "sam-jax[report]"' in capsys.readouterr().err
+    assert (tmp_path / "out" / "evaluation.png").exists()  # with the samples alone
 
 
 def figures(shift: float = 0.0, objects: int = 5) -> dict[str, Any]:

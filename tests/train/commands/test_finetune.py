@@ -15,7 +15,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 from pycocotools import mask as coco
-from random_model import random_variables
+from random_encoder import random_variables as encoder_variables
+from random_model import FAMILIES, random_variables
 from rich.console import Console
 from small_run import ENCODER, MODEL, save_checkpoint
 
@@ -23,11 +24,15 @@ import sam_jax
 from sam_jax import MaskPrediction, Sam
 from sam_jax.commands import cli
 from sam_jax.commands import embed as embed_images
+from sam_jax.decoder.features import Features, map_shapes, maps_of
+from sam_jax.encoders.config import HieraConfig
+from sam_jax.encoders.hiera import Hiera
 from sam_jax.encoders.vit import ImageEncoder
 from sam_jax.files.embeddings import EmbeddingStore
 from sam_jax.files.manifest import Manifest
 from sam_jax.train.commands import finetune as finetune_module
 from sam_jax.train.commands import held_out as held_out_module
+from sam_jax.train.commands.evaluate import run as evaluate_command
 from sam_jax.train.commands.finetune import finetune
 from sam_jax.train.config import (
     Augmentation,
@@ -39,9 +44,11 @@ from sam_jax.train.config import (
 )
 from sam_jax.train.data.examples import Example
 from sam_jax.train.data.sources import Encoded, open_source
+from sam_jax.train.evaluation import evaluate as evaluate_module
 from sam_jax.train.evaluation.evaluate import evaluate
 from sam_jax.train.learning import step as step_module
-from sam_jax.train.learning.validation import read_best
+from sam_jax.train.learning.lines import read_lines
+from sam_jax.train.learning.validation import VALIDATION, read_best
 
 SIZE = (96, 96)
 CONFIG = FinetuneConfig(
@@ -51,6 +58,15 @@ CONFIG = FinetuneConfig(
     simulation=Simulation(clicks=0, refinements=False),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup=10),
     loop=LoopConfig(steps=120, log_every=20, save_every=60),
+)
+HIERA = HieraConfig(
+    widths=(8, 16, 32, 64),
+    depths=(1, 1, 2, 1),
+    heads=(1, 2, 4, 4),
+    window_sizes=(4, 4, 6, 3),
+    global_blocks=(3,),
+    out_width=32,
+    image_size=(96, 96),
 )
 MARGIN = 0.2
 """By how much the mean IoU on images that were not trained on must rise."""
@@ -140,7 +156,8 @@ def test_a_short_run_makes_masks_of_other_images_better(folder: Path, plain: Non
     assert np.subtract(after, before).min() > MARGIN, (before, after)
 
     assert {path.name for path in (folder / "run").iterdir()} == {
-        *("model", "checkpoints", "embeddings", "finetune.json", "metrics.jsonl", "curves.png", "samples.png")
+        *("model", "checkpoints", "embeddings", "finetune.json", "metrics.jsonl"),
+        *("curves.png", "samples.png", "report.html"),
     }
     assert sam_jax.load(result.model)[0] == MODEL
     decoder = {path for path in flat(folder / "base") if path.startswith("params/mask_decoder")}
@@ -162,11 +179,11 @@ def test_a_folder_is_of_one_run(folder: Path) -> None:
 
 
 def mean_of_all(
-    model: Any, variables: Any, embeddings: jax.Array, prompts: sam_jax.Prompts, **how: Any
+    model: Any, variables: Any, embeddings: Features, prompts: sam_jax.Prompts, **how: Any
 ) -> MaskPrediction:
     """A decoder whose logits depend on every parameter, and that compiles at once."""
     scale = sum(jnp.square(x).mean() for x in jax.tree.leaves(variables["params"]))
-    pixels = embeddings.repeat(4, 1).repeat(4, 2).mean(-1)[:, None, None]
+    pixels = maps_of(embeddings)["embedding"].repeat(4, 1).repeat(4, 2).mean(-1)[:, None, None]
     logits = jnp.broadcast_to(scale * pixels, (*prompts.valid.shape, 4, *model.config.mask_size))
     return MaskPrediction(logits, jnp.zeros((*prompts.valid.shape, 4)), prompts.valid)
 
@@ -259,6 +276,54 @@ def test_held_out_images_can_be_other_data(folder: Path, monkeypatch: pytest.Mon
         finetune(data, str(folder / "base"), out, dataclasses.replace(config, validate=data))
 
 
+def write_classes(folder: Path, seeds: range) -> Path:
+    """Write images whose left disc is class 1 and whose right disc is class 2; every third has the left one alone."""
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for seed in seeds:
+        example = two_discs(seed)
+        left, right = example.masks
+        Image.fromarray(example.image).save(folder / "images" / example.name)
+        Image.fromarray((left + 2 * (right & bool(seed % 3))).astype(np.uint8)).save(folder / "labels" / example.name)
+    return folder
+
+
+@pytest.mark.slow
+def test_classes_are_learned_and_measured_also_without_matplotlib(
+    folder: Path, plain: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    data, held_out = write_classes(folder / "classes", range(100, 118)), write_classes(folder / "new", range(6))
+    loop = LoopConfig(steps=200, log_every=50, save_every=100)
+    config = dataclasses.replace(CONFIG, mask_outputs=2, classes=True, batch=4, validate=str(held_out), loop=loop)
+    result = finetune(str(data), str(folder / "base"), folder / "of_classes", config)
+    before, *_, after = read_lines(folder / "of_classes" / VALIDATION)
+    assert after["class"] - before["class"] > MARGIN, (before, after)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "of classes; still improving" in said
+    assert 'Curves are left out, since matplotlib is missing: pip install "sam-jax[report]"' in said
+    assert not (folder / "of_classes" / "curves.png").exists()
+    assert (folder / "of_classes" / "report.html").exists()
+    assert sam_jax.load(result.model)[0].config.multimask_outputs == 2
+    evaluate_command(str(held_out), str(result.model), folder / "measured", protocol="classes")
+    report = json.loads((folder / "measured" / "evaluation.json").read_text())
+    assert report["present"] == [6, 4]
+    assert report["mean"] == pytest.approx(np.mean(report["iou"]))
+    assert report["mean"] == pytest.approx(max(before["class"], after["class"]), abs=0.02)
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "mean" in line]
+    assert f"{report['mean']:.3f}" in row
+
+
+def test_classes_need_label_images_and_masks(folder: Path) -> None:
+    with pytest.raises(ValueError, match="classes are the values of label images, and scenes have none"):
+        finetune("scenes", str(folder / "base"), folder / "no", FinetuneConfig(classes=True))
+    with pytest.raises(ValueError, match="Classes are the values of label images, in labels/"):
+        finetune(str(folder / "data"), str(folder / "base"), folder / "no", FinetuneConfig(classes=True))
+    with pytest.raises(ValueError, match="split_components makes objects"):
+        FinetuneConfig(classes=True, split_components=True)
+    assert not (folder / "no").exists()
+
+
 def test_what_cannot_be_held_out(folder: Path) -> None:
     with pytest.raises(ValueError, match="split must be a share from 0 to below 1, and left out beside validate"):
         FinetuneConfig(split=0.2, validate="x")
@@ -310,6 +375,44 @@ def test_sam_hqs_head_is_trained_alone_on_the_maps_of_its_encoder(folder: Path, 
     result = finetune(str(folder / "held_out" / "coco.json"), str(folder / "hq"), folder / "hq_run", config)
     assert changed(folder / "hq", result.model) == {path for path in flat(folder / "hq") if "/hq/" in path}
     assert EmbeddingStore.open(folder / "hq_run" / "embeddings").shapes.keys() == {"embedding", "early"}
+    with pytest.raises(ValueError, match="classes need a decoder that returns several masks of a prompt"):
+        finetune("no", str(folder / "hq"), folder / "no", dataclasses.replace(config, classes=True))
+
+
+OTHERS = {
+    "sam_hq": (
+        {"hq": True, "early_width": ENCODER.config.width},
+        ImageEncoder(dataclasses.replace(ENCODER.config, early_feature=True)),
+    ),
+    "sam2": (FAMILIES["sam2"], Hiera(HIERA)),
+    "efficient_sam": (
+        FAMILIES["efficient_sam"],
+        ImageEncoder(dataclasses.replace(ENCODER.config, preprocessing="efficient_sam")),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OTHERS)
+def test_tiles_and_held_out_images_with_other_families(
+    family: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured on held-out tiles takes all maps of them, and is written down."""
+    settings, encoder = OTHERS[family]
+    model = Sam(dataclasses.replace(MODEL.config, **settings))
+    variables = encoder_variables(encoder, jnp.zeros((96, 96, 3)))
+    sam_jax.save(folder / family, model, random_variables(model), encoder, variables)
+    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    monkeypatch.setattr(evaluate_module, "predict_masks", functools.partial(sam_jax.predict_masks, path="plain"))
+    monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)
+    config = dataclasses.replace(CONFIG, batch=1, objects=1, loop=LoopConfig(1, 1, 1), tile=64, split=0.5)
+    finetune(str(folder / "held_out" / "coco.json"), str(folder / family), folder / f"{family}_tiles", config)
+    looks = read_lines(folder / f"{family}_tiles" / VALIDATION)
+    assert [look["step"] for look in looks] == [0, 1]
+    assert all(0 <= look[name] <= 1 for look in looks for name in ("click", "box"))
+    store = EmbeddingStore.open(folder / f"{family}_tiles" / "embeddings")
+    assert store.shapes.keys() == map_shapes(model.config).keys()
+    assert len(store.names()) > 6
 
 
 @pytest.mark.slow

@@ -182,3 +182,13 @@ def test_targets_coarser_than_logits_are_an_error() -> None:
 def test_images_that_cannot_be_shared_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"images that 2 process\(es\) can share.*got 3 images of 1 objects"):
         take(1, images=3, objects=1, process=0, processes=2)
+
+
+def test_classes_keep_their_order_and_an_absent_one_is_valid() -> None:
+    masks = np.zeros((3, 64, 64), bool)
+    masks[0, :20], masks[2, 40:] = True, True
+    item = make_item(
+        Example(np.zeros((64, 64, 3), np.uint8), masks, "classes"), np.random.default_rng(0), config=TINY, objects=None
+    )
+    assert item.valid.all()
+    np.testing.assert_array_equal(item.targets, make_targets(masks, (128, 128), TINY)[0])

@@ -268,3 +268,32 @@ def test_any_folder_is_masks_or_one_error(tmp_path_factory: Any, files: list[Any
     if not any((folder / "labels" / "a").iterdir()):
         (folder / "labels" / "a").rmdir()
     assert_masks_or_one_error(lambda: LabelFolder(folder), folder, (4, 6))
+
+
+def test_values_are_classes_and_an_absent_one_is_an_empty_mask(folder: Path) -> None:
+    for name, values in {"a": LABEL, "b": 0 * LABEL, "c": 2 * (LABEL > 0)}.items():
+        Image.fromarray(IMAGE).save(folder / "images" / f"{name}.png")
+        write(folder / "labels" / f"{name}.png", values.astype(np.uint8))
+    source = open_source(folder, classes=3)
+    assert len(source) == 3  # an image without a class is one where all masks must be empty
+    np.testing.assert_array_equal(source[0].masks, [LABEL == 1, LABEL == 2, LABEL < 0])
+    assert not source[1].masks.any()
+    assert source[2].masks.any((1, 2)).tolist() == [False, True, False]
+    assert "Images that have each class: 1: 1, 2: 2, 3: 0." in source.notes
+    tiles = open_source(folder, classes=3, tile=32)
+    assert {tiles[i].masks.shape for i in range(len(tiles))} == {(3, 32, 32)}
+
+
+def test_what_is_no_class_is_refused(folder: Path) -> None:
+    write(folder / "labels" / "a.png", LABEL.astype(np.uint8))
+    with pytest.raises(
+        ValueError, match=r"a\.png has the value 2, but there are 1 classes, and their values are from 1"
+    ):
+        open_source(folder, classes=1)
+    (folder / "labels" / "a.png").unlink()
+    (folder / "labels" / "a").mkdir()
+    write(folder / "labels" / "a" / "1.png", LABEL.astype(np.uint8))
+    with pytest.raises(ValueError, match="must be one file whose values are classes, got a folder of masks"):
+        open_source(folder, classes=2)
+    with pytest.raises(ValueError, match="Classes are the values of label images"):
+        open_source(folder / "images", classes=2)

@@ -30,7 +30,7 @@ def of_family(family: str) -> Sam:
     return Sam(dataclasses.replace(MODEL.config, **FAMILIES[family]))
 
 
-@pytest.mark.parametrize(("family", "preset"), [("sam_hq", "hq"), ("sam2", "decoder")])
+@pytest.mark.parametrize(("family", "preset"), [("sam_hq", "hq"), ("sam2", "decoder"), ("efficient_sam", "decoder")])
 def test_a_short_run_lowers_the_loss(family: str, preset: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_module, "predict_masks", functools.partial(predict_masks, path="plain"))
     model = of_family(family)

@@ -10,7 +10,15 @@ from sam_jax.decoder.model import MaskPrediction
 from sam_jax.images.full_size import resize_masks
 from sam_jax.train.config import LossConfig
 from sam_jax.train.evaluation.metrics import mask_iou
-from sam_jax.train.learning.losses import dice_loss, focal_loss, focal_map, iou_weight_at, object_losses, total_loss
+from sam_jax.train.learning.losses import (
+    class_losses,
+    dice_loss,
+    focal_loss,
+    focal_map,
+    iou_weight_at,
+    object_losses,
+    total_loss,
+)
 
 ONES = np.ones((1, 2))
 PLAIN = LossConfig(size_aware=False)
@@ -181,3 +189,39 @@ def test_the_score_s_weight_rises():
     config = LossConfig(iou=2.0, iou_warmup=4)
     assert [float(iou_weight_at(step, config)) for step in (0, 1, 3, 9)] == [0.5, 1.0, 2.0, 2.0]
     assert float(iou_weight_at(0, LossConfig(iou=3.0))) == 3.0
+
+
+def of_classes(logits, scores):
+    """A prediction of one prompt, whose mask 0 nothing depends on."""
+    with_first = (jnp.concatenate([jnp.full_like(x[:1], jnp.nan), x]) for x in (logits, scores))
+    return MaskPrediction(*with_first, jnp.array(True))
+
+
+def test_each_class_is_taught_to_its_own_mask(rng):
+    logits, scores = jnp.asarray(rng(2, 4, 6)), jnp.array([0.2, 0.7])
+    targets, weight = (rng(2, 4, 6) > 0).astype(np.float32), np.ones((4, 6), np.float32)
+    terms = class_losses(of_classes(logits, scores), targets, weight)
+    for k in range(2):
+        focal = focal_loss(logits[k], targets[k], weight)
+        np.testing.assert_allclose(terms["focal"][k], focal, rtol=1e-6)
+        np.testing.assert_allclose(terms["dice"][k], dice_loss(logits[k], targets[k], weight), rtol=1e-6)
+        overlap = mask_iou(logits[k] > 0, targets[k] > 0)
+        np.testing.assert_allclose(terms["overlap"][k], overlap, rtol=1e-6)
+        np.testing.assert_allclose(terms["iou"][k], (scores[k] - overlap) ** 2, rtol=1e-5)
+
+
+def test_an_absent_class_is_taught_to_be_empty_and_costs_no_more_than_another():
+    side, absent = 64, np.zeros((1, 64, 64), np.float32)
+    weight = np.ones((side, side), np.float32)
+
+    def loss(logits):
+        terms = class_losses(of_classes(logits, jnp.zeros(1)), absent, weight)
+        return 20 * terms["focal"][0] + terms["dice"][0]
+
+    empty, open_, full = (jnp.full((1, side, side), x) for x in (-20.0, 0.0, 20.0))
+    np.testing.assert_allclose(loss(empty), 0, atol=1e-4)
+    np.testing.assert_allclose(loss(open_), 20 * 3 * np.log(2) / 16 + 1, atol=1e-3)  # as of a mean over pixels
+    assert class_losses(of_classes(full, jnp.zeros(1)), absent, weight)["dice"] <= 1
+    for logits in (empty, open_, full):
+        assert jnp.isfinite(jax.grad(loss)(logits)).all()
+    assert (jax.grad(loss)(open_) > 0).all()

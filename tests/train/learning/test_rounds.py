@@ -9,8 +9,8 @@ from small_run import MODEL, random_batch
 
 from sam_jax.decoder.model import MaskPrediction
 from sam_jax.train.config import LossConfig, Simulation
-from sam_jax.train.learning.losses import object_losses, total_loss
-from sam_jax.train.learning.rounds import given_on, interactive_gradients
+from sam_jax.train.learning.losses import class_losses, object_losses, total_loss
+from sam_jax.train.learning.rounds import class_gradients, given_on, interactive_gradients
 
 LOSS = LossConfig(iou=0.5)
 BATCH = random_batch()
@@ -100,3 +100,32 @@ def test_losses_are_divided_by_the_number_of_objects_that_is_given(rng):
     ours, _ = jax.jit(run)(values, BATCH, KEYS)
     twice, _ = jax.jit(functools.partial(run, count=jnp.array(8)))(values, BATCH, KEYS)
     np.testing.assert_allclose(ours["loss"], 2 * twice["loss"], rtol=1e-6)
+
+
+def test_classes_are_asked_for_once_with_the_whole_image(rng):
+    """Three classes on masks 1 to 3, of which the second image has but one."""
+    targets = np.concatenate([BATCH.targets, BATCH.targets[:, :1, ::-1]], 1)
+    targets[1, 1:] = 0
+    batch = dataclasses.replace(BATCH, targets=targets, valid=np.ones((2, 3), bool))
+    values = {name: value[:, :1] for name, value in trained(rng).items()}
+    asked = []
+
+    def decode(values, prompts):
+        asked.append((np.asarray(prompts.coordinates), np.asarray(prompts.labels)))
+        return constant(values, prompts)
+
+    loss = dataclasses.replace(LOSS, class_focal=3.0)
+    metrics, gradient = class_gradients(decode, values, batch, loss=loss, iou_weight=0.5)
+
+    def mean_loss(values):
+        prediction = MaskPrediction(values["logits"][:, 0], values["iou"][:, 0], jnp.ones(2, bool))
+        terms = class_losses(prediction, batch.targets, batch.weight)
+        return total_loss(terms, batch.valid, 6, 0.5, dataclasses.replace(LOSS, focal=3.0))[0]
+
+    loss, expected = jax.value_and_grad(mean_loss)(values)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7), gradient, expected)
+    assert not gradient["logits"][:, :, 0].any()  # mask 0 is no class
+    ((coordinates, labels),) = asked
+    np.testing.assert_array_equal(coordinates, [[[[0, 0], [95, 71]]]] * 2)
+    np.testing.assert_array_equal(labels, [[[2, 3]]] * 2)
