@@ -422,13 +422,13 @@ def export(
     prefix: Prefix = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the decoder as a program that needs only jax to run, for any number of images and prompt sets.
+    """Write the decoder as programs that need only jax to run, for any number of images and prompt sets.
 
     Args:
       source: a checkpoint, as sam-jax convert takes.
-      out: the folder to make: the program with its weights, and a manifest that says how to call it.
-      platforms: what the program is for.
-      masks: let the program take mask prompts.
+      out: the folder to make: the programs with their weights, and a manifest that says how to call them.
+      platforms: what the programs are for.
+      masks: let the programs take mask prompts.
       family: whose settings to use, where the checkpoint does not tell.
       prefix: what stands before the names of the decoder's tensors, where a file holds several decoders.
       overwrite: replace what is at the output.

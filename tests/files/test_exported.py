@@ -11,6 +11,7 @@ from random_model import MODEL, SEVERAL_MAPS, family_model, random_embedding, ra
 from sam_jax import Prompts, export_decoder, predict_masks
 from sam_jax.decoder.features import maps_of
 from sam_jax.decoder.model import outputs_of
+from sam_jax.files.exported import trace
 
 VARIABLES = random_variables()
 
@@ -19,12 +20,20 @@ import sys
 import numpy as np
 from jax import export
 folder, inputs, outputs = sys.argv[1:]
-program = export.deserialize(bytearray(open(folder + "/decoder.stablehlo", "rb").read()))
-arrays = np.load(inputs)
-logits, iou = program.call(*[arrays[name] for name in arrays.files])
+prepare, decode = (
+    export.deserialize(bytearray(open(f"{folder}/{name}.stablehlo", "rb").read())) for name in ("prepare", "decode")
+)
+embeddings, *prompts = np.load(inputs).values()
+logits, iou = decode.call(*prepare.call(embeddings), *prompts)
 np.savez(outputs, logits=logits, iou=iou)
 assert not {"flax", "sam_jax"} & set(sys.modules)
 """
+
+
+def read(folder: Path) -> list[jax.export.Exported]:
+    """Return both programs of an artefact."""
+    files = [folder / f"{name}.stablehlo" for name in ("prepare", "decode")]
+    return [jax.export.deserialize(bytearray(file.read_bytes())) for file in files]
 
 
 @pytest.mark.parametrize("masks", [False, True])
@@ -47,8 +56,10 @@ def test_a_process_with_jax_alone_gives_the_same_masks(tmp_path: Path, masks: bo
     np.testing.assert_allclose(out["iou"], want.iou, atol=1e-5)
 
     manifest = json.loads((tmp_path / "decoder/manifest.json").read_text())
-    assert list(manifest["arguments"]) == list(arrays)
-    assert manifest["arguments"]["coordinates"]["shape"] == ["images", "prompt_sets", "tokens", 2]
+    assert list(manifest["prepare"]["arguments"]) == ["embeddings"]
+    assert list(manifest["decode"]["arguments"]) == [*manifest["prepare"]["results"], *list(arrays)[1:]]
+    assert manifest["decode"]["arguments"]["coordinates"]["shape"] == ["images", "prompt_sets", "tokens", 2]
+    assert (manifest["precision"], manifest["chunk"]) == ("float32", {"cpu": 4, "cuda": 64, "tpu": 64})
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
     assert manifest["config"]["width"] == MODEL.config.width
 
@@ -71,11 +82,36 @@ def test_all_maps_go_in_and_all_outputs_come_out(tmp_path: Path, family: str) ->
     variables, features = random_variables(model), random_features(2, model=model)
     export_decoder(tmp_path / "decoder", model, variables, platforms=["cpu"])
     manifest = json.loads((tmp_path / "decoder/manifest.json").read_text())
-    assert list(manifest["arguments"]) == ["embeddings", *list(maps_of(features))[1:], "coordinates", "labels"]
-    program = jax.export.deserialize(bytearray((tmp_path / "decoder/decoder.stablehlo").read_bytes()))
+    assert list(manifest["prepare"]["arguments"]) == ["embeddings", *list(maps_of(features))[1:]]
+    assert list(manifest["decode"]["arguments"])[-2:] == ["coordinates", "labels"]
+    prepare, decode = read(tmp_path / "decoder")
     prompts = Prompts.build(boxes=np.tile([5.0, 6, 70, 80], (2, 3, 1)), images=True)
-    results = program.call(*maps_of(features).values(), prompts.coordinates, prompts.labels)
+    results = decode.call(*prepare.call(*maps_of(features).values()), prompts.coordinates, prompts.labels)
     want = outputs_of(predict_masks(model, variables, features, prompts))
-    assert list(manifest["results"]) == list(want)
+    assert list(manifest["decode"]["results"]) == list(want)
     for got, array in zip(results, want.values(), strict=True):
         np.testing.assert_allclose(got, array, atol=2e-6 * float(np.abs(want["logits"]).max()))
+
+
+def test_any_number_of_prompt_sets_and_tokens(tmp_path: Path) -> None:
+    """Groups that are full and not, and every form that a number of tokens asks for."""
+    export_decoder(tmp_path / "decoder", MODEL, VARIABLES, platforms=["cpu"])
+    prepare, decode = read(tmp_path / "decoder")
+    embedding, rng = random_embedding(), np.random.default_rng(0)
+    state = prepare.call(embedding[None])
+    for sets, clicks in ((1, 1), (4, 5), (6, 9)):
+        points = rng.uniform(0, 128, (sets, clicks, 2))
+        prompts = Prompts.build(points=points, labels=np.ones((sets, clicks)), images=False)
+        logits, iou = decode.call(*state, prompts.coordinates[None], prompts.labels[None])
+        want = predict_masks(MODEL, VARIABLES, embedding, prompts)
+        np.testing.assert_allclose(logits[0], want.logits, atol=5e-6 * float(np.abs(want.logits).max()))
+        np.testing.assert_allclose(iou[0], want.iou, atol=1e-5)
+
+
+def test_each_platform_has_its_own_loops() -> None:
+    """Over images and groups everywhere; over single prompt sets on a CPU alone."""
+    found = {}
+    for platform in ("cpu", "cuda", "tpu"):
+        _, decode = trace(MODEL, VARIABLES, [platform])
+        found[platform] = decode.mlir_module().count("stablehlo.while")
+    assert found["cpu"] > found["cuda"] == found["tpu"] == 3
