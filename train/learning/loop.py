@@ -198,7 +198,8 @@ def curves(lines: Sequence[Line], held_out: Sequence[Line] = ()) -> Image.Image:
         return [(line["step"], line[name]) for line in lines]
 
     terms = {name: points(lines, name) for name in ("loss", "focal", "dice", "iou")}
-    overlaps = {name: points(lines, name) for name in ("first_overlap", "last_overlap")}
+    names = ("first_overlap", "last_overlap") if "last_overlap" in lines[0] else ("overlap",)
+    overlaps = {name: points(lines, name) for name in names}
     if held_out:
         overlaps |= {f"held-out {name}": points(held_out, name) for name in MEASURED if name in held_out[0]}
     return stacked([line_plot(terms, "step", "loss"), line_plot(overlaps, "step", "mean IoU", y_limits=(0, 1))])

@@ -106,7 +106,7 @@ def class_gradients(
       count: number of valid classes of all images that the losses are divided by; by default those here.
 
     Returns:
-      The metrics of `interactive_gradients`, and the gradient.
+      `loss` and its terms, with `overlap`, the mean IoU of the classes' masks; and the gradient, like `trained`.
     """
     targets, weight, valid = (jnp.asarray(x) for x in (batch.targets, batch.weight, batch.valid))
     count = jnp.maximum(valid.sum() if count is None else count, 1).astype(jnp.float32)
@@ -118,7 +118,7 @@ def class_gradients(
         return total, means | {"loss": total}
 
     gradient, means = jax.grad(class_loss, has_aux=True)(trained)
-    return means | {"first_overlap": means["overlap"], "last_overlap": means["overlap"]}, gradient
+    return means, gradient
 
 
 def given_on(prediction: MaskPrediction, ambiguous: bool) -> Float[AnyArray, "b o my mx"]:

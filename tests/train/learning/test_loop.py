@@ -143,3 +143,11 @@ def test_curves_are_drawn(tmp_path):
     assert len(picture.getcolors(1 << 16)) > 5
     held_out = [{"step": step, "click": 0.2, "box": 0.1 * step} for step in range(8)]
     assert curves(read_lines(tmp_path / METRICS), held_out).tobytes() != picture.tobytes()
+
+
+def test_curves_of_classes_have_one_overlap():
+    lines = [
+        {"step": step, "loss": 1.0, "focal": 0.1, "dice": 0.5, "iou": 0.1, "overlap": 0.1 * step} for step in (1, 9)
+    ]
+    alone = curves(lines)
+    assert curves(lines, [{"step": 0, "class": 0.4}, {"step": 9, "class": 0.8}]).tobytes() != alone.tobytes()
