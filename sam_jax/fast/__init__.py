@@ -1,5 +1,5 @@
-"""The decoder's sums in fewer operations. Each form equals the plain modules to rounding.
+"""The decoder's sums in fewer operations or bytes. Each form equals the plain modules to rounding.
 
-`image_form` is what the forms share; `absorbed` and `low_rank` are the forms. The room may use `decoder` and what
-stands below it.
+`image_form` is what the forms share; `absorbed`, `low_rank` and `fused` are the forms, `kernels` what the last one is
+made of. `platforms` decides what is for a CPU alone. The room may use `decoder` and what stands below it.
 """

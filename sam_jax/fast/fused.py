@@ -100,10 +100,14 @@ class FusedForm:
         """Return the low-res logits; see `ImageForm`."""
         params, dtype = head.params["upscaling"], image.tokens.dtype
         (first, first_bias), norm, second = centred_kernel(params["conv_0"]), params["norm"], params["conv_1"]
-        columns = [x[:, None] for x in (first_bias, norm["scale"], norm["bias"])]
-        bias = jnp.tile(second["bias"], 4)[:, None]
         weights = Head(
-            first, *columns, second["kernel"].reshape(-1, len(norm["scale"])), bias, head.weights.astype(dtype)
+            first=first,
+            first_bias=first_bias[:, None],
+            scale=norm["scale"][:, None],
+            norm_bias=norm["bias"][:, None],
+            second=second["kernel"].reshape(-1, norm["scale"].shape[0]),
+            second_bias=jnp.tile(second["bias"], 4)[:, None],
+            weights=head.weights.astype(dtype),
         )
         maps = head.maps.stride_8, head.maps.stride_4
         wanted = head.hq_weights is not None
@@ -146,11 +150,12 @@ def decode_in_kernels(
 ) -> MaskPrediction:
     """Return what `decode_fused` does where there are kernels; `interpret` runs them on any device, slowly."""
     leaves, tree = jax.tree.flatten((variables, image, prompts))
-    return MaskPrediction(**_kernels(model, interpret, tree, *leaves))
+    prediction: Any = _kernels(model, interpret, tree, *leaves)
+    return MaskPrediction(**prediction)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _kernels(model: Sam, interpret: bool, tree: jax.tree_util.PyTreeDef, *leaves: Any) -> dict[str, Array | None]:
+def _kernels(model: Sam, interpret: bool, tree: Any, *leaves: Any) -> dict[str, Array | None]:
     variables, image, prompts = tree.unflatten(leaves)
     config = model.config
     form = FusedForm(image.position, config.block_norm_eps, interpret)

@@ -188,7 +188,8 @@ def grid_positions(encoder: PromptEncoder, grid_size: tuple[int, int]) -> Float[
 def written_image(model: Sam, variables: Any, features: Features) -> WrittenImage:
     """Return an image for the forms that write image tokens out."""
     encoder, embedding = model.bind(variables).prompt_encoder, jnp.asarray(maps_of(features)["embedding"])
-    position = grid_positions(encoder, embedding.shape[:2])
+    h, w, _ = embedding.shape
+    position = grid_positions(encoder, (h, w))
     embedding = channels_first(embedding.astype(model.config.dtype))
     return WrittenImage(embedding, position, head_maps(model, variables, features))
 

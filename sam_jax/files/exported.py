@@ -17,10 +17,10 @@ from jaxtyping import Array
 
 from sam_jax.atomic import written_whole
 from sam_jax.batch.decode import CHUNK, CPU_CHUNK
-from sam_jax.decoder.features import features_of, map_shapes, maps_of
+from sam_jax.decoder.features import features_of, map_shapes
 from sam_jax.decoder.model import Sam, Variables, outputs_of
 from sam_jax.fast.absorbed import decode_absorbed
-from sam_jax.fast.image_form import head_maps
+from sam_jax.fast.image_form import written_image
 from sam_jax.fast.low_rank import decode_low_rank, prepare_image
 from sam_jax.fast.platforms import on_cpu
 from sam_jax.prompts import EMPTY, Prompts
@@ -32,7 +32,7 @@ CPU_GROUPS, GROUPS = (CPU_CHUNK, 1), (CHUNK, 8)
 """How many prompt sets are decoded at once: as many times the first number as there are, and the rest by the last."""
 
 FEW_TOKENS = (2, 8)
-"""Prompt sets of so many tokens, with empty slots up to that, are decoded in the low-rank form."""
+"""Prompt sets of so many tokens, with empty slots up to that, are decoded in the fastest form of each platform."""
 
 
 def export_decoder(
@@ -104,7 +104,7 @@ def trace(
         features = features_of(dict(zip(maps, arrays, strict=True)))
         if not masks:
             return prepare_image(model, variables, features)
-        return jnp.asarray(maps_of(features)["embedding"]), head_maps(model, variables, features)
+        return written_image(model, variables, features)
 
     images, sets, tokens = export.symbolic_shape("images, prompt_sets, tokens")
     features = [jax.ShapeDtypeStruct((images, *shape), "float32") for shape in maps.values()]
@@ -115,7 +115,7 @@ def trace(
 
     def decode_set(state: Any, prompts: Prompts) -> tuple[Array, ...]:
         if masks:
-            return tuple(outputs_of(decode_absorbed(model, variables, *state, prompts)).values())
+            return tuple(outputs_of(decode_absorbed(model, variables, state, prompts)).values())
         return by_tokens(model, variables, state, prompts)
 
     def one_image(inputs: tuple[Any, Prompts]) -> tuple[Array, ...]:
@@ -148,10 +148,12 @@ def by_tokens(model: Sam, variables: Variables, state: Any, prompts: Prompts) ->
         labels = jnp.pad(prompts.labels, ((0, 0), (0, slots)), constant_values=EMPTY)[:, :slots]
         coordinates = jnp.pad(prompts.coordinates, ((0, 0), (0, slots), (0, 0)))[:, :slots]
         prompts = dataclasses.replace(prompts, coordinates=coordinates, labels=labels)
-        return tuple(outputs_of(decode_low_rank(model, variables, state, prompts)).values())
+        low_rank, absorbed = (functools.partial(form, model, variables) for form in (decode_low_rank, decode_absorbed))
+        out = on_cpu(lambda p: low_rank(state, p), lambda p: absorbed(state.written, p), prompts)
+        return tuple(outputs_of(out).values())
 
     def many(prompts: Prompts) -> tuple[Array, ...]:
-        out = decode_absorbed(model, variables, state.embedding, state.head, prompts)
+        out = decode_absorbed(model, variables, state.written, prompts)
         return tuple(outputs_of(out).values())
 
     branches = [*(functools.partial(few, slots) for slots in FEW_TOKENS), many]
