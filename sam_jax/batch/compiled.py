@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam_jax.batch.decode import Images, Sizes, decode_batch, pad_inputs
+from sam_jax.batch.decode import Images, Sizes, decode_batch, pad_inputs, platform_of
 from sam_jax.batch.predict import check_inputs
 from sam_jax.config import SamConfig
 from sam_jax.decoder.features import features_of, map_shapes, maps_of
@@ -96,7 +96,7 @@ def compile(
         raise ValueError(f"sizes must be a sam_jax.Sizes, got {describe(sizes)}.")
     config = model.config
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
-    counts = [sizes.images] if images else []
+    counts, platform = [sizes.images] if images else [], platform_of(())
     programs = {}
     for *batch, tokens in itertools.product(*counts, sizes.prompt_sets, sizes.tokens):
         for with_masks in (False, True) if masks else (False,):
@@ -105,7 +105,7 @@ def compile(
                 prepare = functools.partial(prepare_image, model)
                 image = jax.eval_shape(jax.vmap(prepare, (None, 0)) if images else prepare, shapes, image)
             prompts = prompt_shapes(tuple(batch), tokens, config.mask_size if with_masks else None)
-            program = decode_batch.lower(model, shapes, image, prompts, chunk, best=best).compile()
+            program = decode_batch.lower(model, shapes, image, prompts, chunk, best=best, platform=platform).compile()
             programs[(*batch, tokens), with_masks, prepared] = program
     return CompiledDecoder(model, sizes, programs)
 
