@@ -153,9 +153,14 @@ def in_turn(function: Callable[..., Any], *inputs: Any) -> Any:
 
 
 def product(subscripts: str, *operands: Array) -> Array:
-    """Return an einsum, in float32 at least. Of several operands, the cheapest pair is multiplied first."""
-    dtype = jnp.promote_types(jnp.result_type(*operands), jnp.float32)
-    return jnp.einsum(subscripts, *operands, preferred_element_type=dtype)
+    """Return an einsum, in float32 at least. Of several operands, the cheapest pair is multiplied first.
+
+    Where an operand is float32, the product is, also on a device that multiplies in less.
+    """
+    given = jnp.result_type(*operands)
+    dtype = jnp.promote_types(given, jnp.float32)
+    precision = lax.Precision.HIGHEST if given == dtype else None
+    return jnp.einsum(subscripts, *operands, preferred_element_type=dtype, precision=precision)
 
 
 def unfused(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -204,8 +209,8 @@ def image_tokens(
     return image.embedding[None] + jax.vmap(channels_first)(dense)
 
 
-def decoder_params(dtype: str, variables: Any) -> Params:
-    """Return the mask decoder's parameters in the compute dtype."""
+def decoder_params(dtype: Any, variables: Any) -> Params:
+    """Return the mask decoder's parameters in a dtype."""
     return jax.tree.map(lambda x: x.astype(dtype), variables["params"]["mask_decoder"])
 
 

@@ -40,12 +40,13 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from sam_jax.decoder.features import Features
+from sam_jax.decoder.features import Features, maps_of
 from sam_jax.decoder.model import MaskPrediction, Sam
 from sam_jax.fast.image_form import (
     MaskHead,
     Params,
     WrittenImage,
+    channels_first,
     decode_form,
     decoder_params,
     first_convolution,
@@ -220,7 +221,7 @@ def updated(
 ) -> LowRankTokens:
     """Return the image tokens after an image-to-token attention with scaled keys, and the norm after it."""
     weights = token_weights(products(image, key, tables.query), token_mask)
-    return normalised(with_added(image, weights.astype(key.dtype), value), tables, epsilon)
+    return normalised(with_added(image, weights, value), tables, epsilon)
 
 
 def products(
@@ -359,7 +360,8 @@ def gram(
 def prepare_image(model: Sam, variables: Any, features: Features) -> ImageState:
     """Return everything about an image that prompt sets without a mask share.
 
-    Under `vmap` over images, what depends on the weights alone is computed once.
+    Under `vmap` over images, what depends on the weights alone is computed once. Tables are float32 at least, as the
+    factors are: the gain is a small difference of their products.
 
     Args:
       model: the decoder.
@@ -367,14 +369,16 @@ def prepare_image(model: Sam, variables: Any, features: Features) -> ImageState:
       features: the image encoder's output, channels last.
     """
     config, channels = model.config, model.config.width
-    params = decoder_params(config.dtype, variables)
+    dtype = jnp.promote_types(config.dtype, jnp.float32)
+    params = decoder_params(dtype, variables)
     written = written_image(model, variables, features)
-    image = written.embedding + model.bind(variables).prompt_encoder.dense((1, 1), None, None).reshape(-1, 1)
-    position = written.position
+    position = written.position.astype(dtype)
+    no_mask = model.bind(variables).prompt_encoder.dense((1, 1), None, None).reshape(-1, 1)
+    image = channels_first(jnp.asarray(maps_of(features)["embedding"], dtype)) + no_mask.astype(dtype)
     gathers, updates, outputs, last_bias = [], [], [], jnp.zeros(channels, image.dtype)
 
     def table(kernel: Float[Array, "c out"], tokens: Float[Array, "c hw"], heads: int) -> Float[Array, "heads d hw"]:
-        return jnp.einsum("chd,cx->hdx", kernel.reshape(channels, heads, -1), tokens)
+        return product("chd,cx->hdx", kernel.reshape(channels, heads, -1), tokens)
 
     def linear_map(params: Params, placed: bool, heads: int = config.heads) -> LinearMap:
         """Tables of a dense layer of the image tokens, `placed` where their positional part is added first."""
