@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from random_model import MODEL as TINY_MODEL
 from random_model import random_features, random_variables
 
-from sam_jax import Sam, predict_masks, replicate, save
+from sam_jax import Sam, replicate, save
+from sam_jax.batch.decode import decode_batch
 from sam_jax.encoders.config import ViTConfig
 from sam_jax.encoders.vit import ImageEncoder
 from sam_jax.files.manifest import Provenance
@@ -78,7 +79,7 @@ def optimizer() -> optax.GradientTransformation:
 @functools.cache
 def step(mesh: Mesh | None = None) -> Step:
     """The jitted step, compiled. It decodes as the modules do, which compile in half the time of the fast paths."""
-    with mock.patch.object(step_module, "predict_masks", functools.partial(predict_masks, path="plain")):
+    with mock.patch.object(step_module, "decode_batch", functools.partial(decode_batch, path="plain")):
         step = make_step(MODEL, optimizer(), simulation=SIMULATION, mesh=mesh)
         state = fresh_state()
         step(state if mesh is None else replicate(state, mesh), random_batch())

@@ -13,8 +13,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from sam_jax.batch.decode import CHUNK, CPU_CHUNK, map_groups, platform_of
-from sam_jax.batch.predict import predict_masks
+from sam_jax.batch.decode import CHUNK, CPU_CHUNK, decode_batch, map_groups, platform_of
 from sam_jax.batch.sharding import IMAGE, PROMPT_SET
 from sam_jax.config import SamConfig
 from sam_jax.decoder.features import Features
@@ -68,7 +67,7 @@ def make_step(
         loss=loss,
         classes=classes,
         remat=remat,
-        chunk=at_once(model.config, mesh),
+        platform=platform_of(()) if mesh is None else mesh.devices.flat[0].platform,
     )
     if mesh is not None:
         gradients = split_gradients(gradients, mesh)
@@ -108,7 +107,7 @@ def batch_gradients(
     loss: LossConfig,
     classes: bool,
     remat: bool,
-    chunk: int | None = None,
+    platform: str | None = None,
     count: Int[Array, ""] | None = None,
 ) -> tuple[Metrics, Flat]:
     """Return the metrics of a batch and the gradient of the parameters that train; the arguments are `make_step`'s.
@@ -125,7 +124,7 @@ def batch_gradients(
       loss: as in `make_step`.
       classes: as in `make_step`.
       remat: as in `make_step`.
-      chunk: as in `predict_masks`.
+      platform: the kind of device that will run, where that is known; otherwise it takes longer to trace.
       count: number of objects that losses are divided by; by default those of the batch.
     """
     frozen, constants = fixed
@@ -133,7 +132,9 @@ def batch_gradients(
     def decode(trained: tuple[Flat, Features], prompts: Prompts) -> MaskPrediction:
         params, embeddings = trained
         variables = unflatten(frozen | params, constants)[0]
-        run = functools.partial(predict_masks, model, variables, chunk=chunk)
+        run = functools.partial(
+            decode_batch, model, variables, chunk=at_once(model.config, platform), platform=platform
+        )
         if not remat:
             return run(embeddings, prompts)
         # One image after the other, so that the backward pass has the activations of one alone.
@@ -158,7 +159,7 @@ def batch_gradients(
     return play(lambda params, prompts: decode((params, embeddings), prompts), params)
 
 
-def at_once(config: SamConfig, mesh: Mesh | None) -> int:
+def at_once(config: SamConfig, platform: str | None) -> int:
     """Return how many prompt sets to decode at once: of a smaller decoder more than of the full one, as many as fill
     the same memory. In groups of a few, it would take twice as long to compile and to run.
     """
@@ -166,7 +167,6 @@ def at_once(config: SamConfig, mesh: Mesh | None) -> int:
     def size(config: SamConfig) -> int:
         return math.prod(config.grid_size) * config.width
 
-    platform = platform_of(()) if mesh is None else mesh.devices.flat[0].platform
     most = CPU_CHUNK if platform == "cpu" else CHUNK
     return max(1, most * size(SamConfig()) // size(config))
 

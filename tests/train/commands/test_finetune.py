@@ -22,6 +22,7 @@ from small_run import ENCODER, MODEL, save_checkpoint
 
 import sam_jax
 from sam_jax import MaskPrediction, Sam
+from sam_jax.batch.decode import decode_batch
 from sam_jax.commands import cli
 from sam_jax.commands import embed as embed_images
 from sam_jax.decoder.features import Features, map_shapes, maps_of
@@ -123,7 +124,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train the modules as they are, which compile in half the time of the fast paths."""
-    monkeypatch.setattr(step_module, "predict_masks", functools.partial(sam_jax.predict_masks, path="plain"))
+    monkeypatch.setattr(step_module, "decode_batch", functools.partial(decode_batch, path="plain"))
 
 
 def flat(checkpoint: Path) -> dict[str, np.ndarray]:
@@ -192,7 +193,7 @@ def mean_of_all(
 def test_the_command_trains_everything_with_more_masks_on_two_devices(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    monkeypatch.setattr(step_module, "decode_batch", mean_of_all)
     monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)  # compiles another evaluation
     stream = mock.Mock(wraps=finetune_module.batches)
     monkeypatch.setattr(finetune_module, "batches", stream)
@@ -225,7 +226,7 @@ def test_the_command_trains_everything_with_more_masks_on_two_devices(
 
 def quick(monkeypatch: pytest.MonkeyPatch, ious: dict[int, float]) -> list[int]:
     """Let steps and pictures cost nothing, and looks find these IoUs; return the numbers of images looked at."""
-    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    monkeypatch.setattr(step_module, "decode_batch", mean_of_all)
     monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)
     seen, left = [], iter(ious.values())
 
@@ -333,7 +334,7 @@ def test_what_cannot_be_held_out(folder: Path) -> None:
 
 
 def test_embeddings_can_be_those_of_a_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    monkeypatch.setattr(step_module, "decode_batch", mean_of_all)
     monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)
     data, base, store = folder / "held_out" / "coco.json", folder / "base", folder / "store"
     embed_images.run([data.parent / "images" / f"{i}.png" for i in range(5)], str(base), store, Console(quiet=True))
@@ -402,7 +403,7 @@ def test_tiles_and_held_out_images_with_other_families(
     model = Sam(dataclasses.replace(MODEL.config, **settings))
     variables = encoder_variables(encoder, jnp.zeros((96, 96, 3)))
     sam_jax.save(folder / family, model, random_variables(model), encoder, variables)
-    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    monkeypatch.setattr(step_module, "decode_batch", mean_of_all)
     monkeypatch.setattr(evaluate_module, "predict_masks", functools.partial(sam_jax.predict_masks, path="plain"))
     monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)
     config = dataclasses.replace(CONFIG, batch=1, objects=1, loop=LoopConfig(1, 1, 1), tile=64, split=0.5)
@@ -419,7 +420,7 @@ def test_tiles_and_held_out_images_with_other_families(
 def test_low_rank_additions_are_merged_into_the_attention_projections(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_module, "predict_masks", mean_of_all)
+    monkeypatch.setattr(step_module, "decode_batch", mean_of_all)
     base = flat(folder / "base")
     config = dataclasses.replace(CONFIG, train="lora", lora_rank=2, batch=1, objects=1, loop=LoopConfig(2, 1, 2))
     result = finetune(str(folder / "data" / "coco.json"), str(folder / "base"), folder / "lora", config)

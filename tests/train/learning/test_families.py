@@ -11,7 +11,8 @@ import pytest
 from random_model import FAMILIES, random_variables
 from small_run import MODEL, OPTIMIZER, SIMULATION, random_batch
 
-from sam_jax import MaskPrediction, Sam, make_mesh, predict_masks
+from sam_jax import MaskPrediction, Sam, make_mesh
+from sam_jax.batch.decode import decode_batch
 from sam_jax.images.pixels import EncodedImage
 from sam_jax.train.config import LossConfig, Preset
 from sam_jax.train.data.batches import make_item
@@ -32,7 +33,7 @@ def of_family(family: str) -> Sam:
 
 @pytest.mark.parametrize(("family", "preset"), [("sam_hq", "hq"), ("sam2", "decoder"), ("efficient_sam", "decoder")])
 def test_a_short_run_lowers_the_loss(family: str, preset: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_module, "predict_masks", functools.partial(predict_masks, path="plain"))
+    monkeypatch.setattr(step_module, "decode_batch", functools.partial(decode_batch, path="plain"))
     model = of_family(family)
     params, constants = flatten(random_variables(model))
     scales = learning_rate_scales(params, PRESETS[preset])

@@ -94,7 +94,7 @@ def sum_of_embeddings(model, variables, embeddings, prompts, **how):
 
 def gradients_with_images(monkeypatch, trained, remat=False):
     """Metrics and gradients of a step with images, and its parameters, encoder and batch."""
-    monkeypatch.setattr(step_module, "predict_masks", sum_of_embeddings)
+    monkeypatch.setattr(step_module, "decode_batch", sum_of_embeddings)
     images = np.random.default_rng(0).normal(size=(2, 96, 96, 3)).astype(np.float32)
     batch, encoder = dataclasses.replace(random_batch(), images=images, embeddings=None), Squares()
     params, constants = flatten(unflatten(PARAMS, CONSTANTS)[0], encoder.init(jax.random.key(0), images[0]))
@@ -145,7 +145,7 @@ def deep_sum(*arguments, **how):
 
 
 def test_remat_keeps_the_activations_of_one_image_alone(monkeypatch):
-    monkeypatch.setattr(step_module, "predict_masks", deep_sum)
+    monkeypatch.setattr(step_module, "decode_batch", deep_sum)
     tokens, options = "mask_decoder/mask_tokens", {"encoder": None, "loss": LossConfig()}
     frozen = {path: x for path, x in PARAMS.items() if path != tokens}
     arguments = {tokens: PARAMS[tokens]}, (frozen, CONSTANTS), random_batch(8), object_keys(0, jnp.array(0), (8, 2))
