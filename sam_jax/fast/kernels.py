@@ -131,7 +131,7 @@ def attend(
         out_shape.append(jax.ShapeDtypeStruct((sets, channels, blocks * pixels), tokens.dtype))
 
     def kernel(tokens_ref: Any, position_ref: Any, queries_ref: Any, *refs: Any) -> None:
-        (*update_refs,) = refs[: len(in_specs) - 3]
+        update_refs = refs[: len(in_specs) - 3]
         gathered_ref, *written, largest_ref, total_ref = refs[len(in_specs) - 3 :]
         block = pl.program_id(1)
         x, position = tokens_ref[...], position_ref[...]
