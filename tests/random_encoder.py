@@ -6,6 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam_jax.encoders.config import HieraConfig
+
+SMALL_HIERA = HieraConfig(
+    widths=(8, 16, 32, 64),
+    depths=(1, 1, 2, 1),
+    heads=(1, 2, 4, 4),
+    window_sizes=(4, 4, 6, 3),
+    global_blocks=(3,),
+    out_width=32,
+    image_size=(96, 96),
+)
+"""A Hiera of all kinds of blocks, which compiles fast."""
+
 
 def noise(*shape: int, seed: int = 1) -> jax.Array:
     """Return an array of deviation 1."""

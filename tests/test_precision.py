@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_encoder import SMALL_HIERA
 from random_model import FAMILIES, MODEL, family_model
 
 from sam_jax import predict_masks, prepare_image
 from sam_jax.batch.compiled import feature_shapes, prompt_shapes
 from sam_jax.decoder.model import Sam
-from sam_jax.encoders.config import VIT_TINY, EfficientViTConfig, HieraConfig, TinyViTConfig
+from sam_jax.encoders.config import VIT_TINY, EfficientViTConfig, TinyViTConfig
 from sam_jax.encoders.encoder import make_encoder
 
 PATHS = ("plain", "absorbed", "low_rank")
@@ -34,15 +35,7 @@ ENCODERS: dict[str, Any] = {
         prompt_frame=(128, 192),
         **SIZE,
     ),
-    "hiera": HieraConfig(
-        widths=(8, 16, 32, 64),
-        depths=(1, 1, 2, 1),
-        heads=(1, 2, 4, 4),
-        window_sizes=(4, 4, 6, 3),
-        global_blocks=(3,),
-        position_size=(3, 5),
-        **SIZE,
-    ),
+    "hiera": dataclasses.replace(SMALL_HIERA, position_size=(3, 5), **SIZE),
 }
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from random_encoder import SMALL_HIERA
 
 from sam_jax.convert.encoders import TABLES, encoder_from_torch, encoder_to_torch, identify_encoder
 from sam_jax.convert.tables.rules import NAMINGS, flax_shapes, torch_shapes
@@ -25,15 +26,7 @@ from sam_jax.encoders.encoder import make_encoder
 from sam_jax.errors import CheckpointError
 
 OFFICIAL = {"tiny": HIERA_TINY, "small": HIERA_SMALL, "base_plus": HIERA_BASE_PLUS, "large": HIERA_LARGE}
-SMALL = HieraConfig(
-    widths=(8, 16, 32, 64),
-    depths=(1, 1, 2, 1),
-    heads=(1, 2, 4, 4),
-    window_sizes=(4, 4, 6, 3),
-    global_blocks=(3,),
-    out_width=32,
-    image_size=(128, 128),
-)
+SMALL = dataclasses.replace(SMALL_HIERA, image_size=(128, 128))
 
 
 def shapes_of(config: HieraConfig, naming: Any = "meta") -> dict[str, tuple[int, ...]]:

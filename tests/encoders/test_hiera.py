@@ -7,23 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_encoder import noise, random_variables
+from random_encoder import SMALL_HIERA, noise, random_variables
 
 from sam_jax.encoders import hiera
-from sam_jax.encoders.config import HIERA_LARGE, HIERA_TINY, HieraConfig, config_from_dict, config_to_dict
+from sam_jax.encoders.config import HIERA_LARGE, HIERA_TINY, config_from_dict, config_to_dict
 from sam_jax.encoders.encoder import make_encoder
 from sam_jax.encoders.hiera import Hiera, HieraBlock, Projection, attend, max_pool
 
-SMALL = HieraConfig(
-    widths=(8, 16, 32, 64),
-    depths=(1, 1, 2, 1),
-    heads=(1, 2, 4, 4),
-    window_sizes=(4, 4, 6, 3),
-    global_blocks=(3,),
-    position_size=(3, 5),
-    out_width=32,
-    image_size=(64, 96),
-)
+SMALL = dataclasses.replace(SMALL_HIERA, position_size=(3, 5), image_size=(64, 96))
 
 
 def test_the_maps_and_their_sizes() -> None:

@@ -15,6 +15,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 from pycocotools import mask as coco
+from random_encoder import SMALL_HIERA
 from random_encoder import random_variables as encoder_variables
 from random_model import FAMILIES, random_variables
 from rich.console import Console
@@ -26,7 +27,6 @@ from sam_jax.batch.decode import decode_batch
 from sam_jax.commands import cli
 from sam_jax.commands import embed as embed_images
 from sam_jax.decoder.features import Features, map_shapes, maps_of
-from sam_jax.encoders.config import HieraConfig
 from sam_jax.encoders.hiera import Hiera
 from sam_jax.encoders.vit import ImageEncoder
 from sam_jax.files.embeddings import EmbeddingStore
@@ -59,15 +59,6 @@ CONFIG = FinetuneConfig(
     simulation=Simulation(clicks=0, refinements=False),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup=10),
     loop=LoopConfig(steps=120, log_every=20, save_every=60),
-)
-HIERA = HieraConfig(
-    widths=(8, 16, 32, 64),
-    depths=(1, 1, 2, 1),
-    heads=(1, 2, 4, 4),
-    window_sizes=(4, 4, 6, 3),
-    global_blocks=(3,),
-    out_width=32,
-    image_size=(96, 96),
 )
 MARGIN = 0.2
 """By how much the mean IoU on images that were not trained on must rise."""
@@ -385,7 +376,7 @@ OTHERS = {
         {"hq": True, "early_width": ENCODER.config.width},
         ImageEncoder(dataclasses.replace(ENCODER.config, early_feature=True)),
     ),
-    "sam2": (FAMILIES["sam2"], Hiera(HIERA)),
+    "sam2": (FAMILIES["sam2"], Hiera(SMALL_HIERA)),
     "efficient_sam": (
         FAMILIES["efficient_sam"],
         ImageEncoder(dataclasses.replace(ENCODER.config, preprocessing="efficient_sam")),
