@@ -30,9 +30,8 @@ def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.chdir(tmp_path)
     # One device, and the modules as they are: what compiles fastest.
     monkeypatch.setattr(finetune_module, "_mesh", lambda config: None)
-    plain = functools.partial(sam_jax.predict_masks, path="plain")
-    for module in (sam_jax, step_module):
-        monkeypatch.setattr(module, "predict_masks", plain)
+    monkeypatch.setattr(sam_jax, "predict_masks", functools.partial(sam_jax.predict_masks, path="plain"))
+    monkeypatch.setattr(step_module, "decode_batch", functools.partial(step_module.decode_batch, path="plain"))
     save_stand_in(tmp_path / "sam_jax_demo" / "small")
     names: dict = {}
     for language, text in re.findall(r"^```(python|sh)\n(.*?)^```$", (ROOT / PAGE).read_text(), re.M | re.S):
