@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from sam_jax.decoder.model import MaskPrediction, Sam
+from sam_jax.decoder.prompt_encoder import PromptEncoder
 from sam_jax.fast.absorbed import by_head, decode_absorbed
 from sam_jax.fast.image_form import (
     MaskHead,
@@ -28,7 +29,7 @@ from sam_jax.fast.image_form import (
     in_order,
     product,
 )
-from sam_jax.fast.kernels import Head, Update, attend, upscaled_masks
+from sam_jax.fast.kernels import Blocks, Head, Update, attend, blocks_of, upscaled_masks
 from sam_jax.precision import precise
 from sam_jax.prompts import Prompts
 
@@ -40,9 +41,10 @@ LEAST = -1e30
 
 
 class Waiting(NamedTuple):
-    """Image tokens, and the update of them that waits for those who gather."""
+    """Image tokens in blocks, and what waits for those who read them: a vector to add, and an update."""
 
-    tokens: Float[Array, "#p c hw"]
+    tokens: Float[Array, "#p c x"]
+    shift: Float[Array, "c 1"]
     update: Update | None
 
 
@@ -51,12 +53,14 @@ class FusedForm:
     """The `ImageForm` of `Waiting` image tokens.
 
     Attributes:
-      position: positional part of the image tokens.
-      epsilon: that of the blocks' norms.
+      position: positional part of the image tokens, in blocks.
+      blocks: what the pixels are in.
+      epsilon: that of the norms.
       interpret: whether kernels run on any device, slowly: for tests.
     """
 
-    position: Float[Array, "c hw"]
+    position: Float[Array, "c x"]
+    blocks: Blocks = struct.field(pytree_node=False)
     epsilon: float = struct.field(pytree_node=False)
     interpret: bool = struct.field(pytree_node=False)
 
@@ -68,12 +72,14 @@ class FusedForm:
         key, value = (by_head(params[name]["kernel"], heads) for name in ("key", "value"))
         queries = rows(product("phnd,chd->phnc", query, key)).astype(query.dtype)
         written, gathered = attend(
-            heads, self.epsilon, image.tokens, self.position, image.update, queries, interpret=self.interpret
+            self.blocks, heads, self.epsilon, *image[:2], self.position, image.update, queries, interpret=self.interpret
         )
         gathered = gathered.reshape(len(query), heads, -1, gathered.shape[-1])[:, :, :tokens]
-        values = product("phnc,chd->phnd", gathered.astype(query.dtype), value)
+        values = product("phnc,chd->phnd", gathered, value)
         values = values + params["value"]["bias"].reshape(1, heads, 1, -1)
-        return values.astype(query.dtype), image if written is None else Waiting(written, None)
+        return values.astype(query.dtype), image if written is None else Waiting(
+            written, jnp.zeros_like(image.shift), None
+        )
 
     def update(
         self,
@@ -92,9 +98,8 @@ class FusedForm:
         keys = rows(product("phnd,chd->phnc", key, by_head(query["kernel"], heads)))
         values = rows(product("phnd,hdc->phnc", value, out["kernel"].reshape(heads, value.shape[-1], -1)))
         columns = [x[:, None] for x in (out["bias"], norm["scale"], norm["bias"])]
-        return Waiting(
-            image.tokens, Update(keys.astype(key.dtype), bias, jnp.swapaxes(values, 1, 2).astype(key.dtype), *columns)
-        )
+        update = Update(keys.astype(key.dtype), bias, jnp.swapaxes(values, 1, 2).astype(key.dtype), *columns)
+        return image._replace(update=update)
 
     def masks(self, image: Waiting, head: MaskHead) -> tuple[Float[Array, "p m my mx"], Float[Array, "p my mx"] | None]:
         """Return the low-res logits; see `ImageForm`."""
@@ -109,15 +114,20 @@ class FusedForm:
             second_bias=jnp.tile(second["bias"], 4)[:, None],
             weights=head.weights.astype(dtype),
         )
-        maps = head.maps.stride_8, head.maps.stride_4
+        maps = [x if x is None else self.blocks.padded(x) for x in (head.maps.stride_8, head.maps.stride_4)]
         wanted = head.hq_weights is not None
-        logits, upscaled = upscaled_masks(weights, image.tokens, *maps, upscaled=wanted, interpret=self.interpret)
-        logits = jax.vmap(lambda x: in_order(jnp.swapaxes(x, 0, 1), head.config.grid_size))(logits)
+        logits, upscaled = upscaled_masks(
+            self.blocks, weights, image.tokens, *maps, upscaled=wanted, interpret=self.interpret
+        )
         if upscaled is None:
             return logits, None
+        grid = self.blocks.number * self.blocks.rows, self.blocks.columns
         return logits, jax.vmap(
             lambda x, w: hq_logits(
-                head.params["hq"]["mask_feature"], in_order(x, head.config.grid_size), w, head.maps.hq
+                head.params["hq"]["mask_feature"],
+                in_order(x, grid)[:, : logits.shape[2], : logits.shape[3]],
+                w,
+                head.maps.hq,
             )
         )(upscaled, head.hq_weights)
 
@@ -158,9 +168,18 @@ def decode_in_kernels(
 def _kernels(model: Sam, interpret: bool, tree: Any, *leaves: Any) -> dict[str, Array | None]:
     variables, image, prompts = tree.unflatten(leaves)
     config = model.config
-    form = FusedForm(image.position, config.block_norm_eps, interpret)
-    tokens = image_tokens(model.bind(variables).prompt_encoder, image, config.grid_size, prompts)
-    return vars(decode_form(model, variables, form, Waiting(tokens, None), image.head, prompts))
+    blocks = blocks_of(config.grid_size)
+    form = FusedForm(blocks.padded(image.position), blocks, config.block_norm_eps, interpret)
+    waiting = waiting_tokens(model.bind(variables).prompt_encoder, image, blocks, prompts)
+    return vars(decode_form(model, variables, form, waiting, image.head, prompts))
+
+
+def waiting_tokens(encoder: PromptEncoder, image: WrittenImage, blocks: Blocks, prompts: Prompts) -> Waiting:
+    """Return what `image_tokens` does. Where no prompt set has a mask, the same vector is added to all image tokens."""
+    if prompts.masks is None:
+        return Waiting(blocks.padded(image.embedding)[None], encoder.dense((1, 1), None, None).reshape(-1, 1), None)
+    tokens = image_tokens(encoder, image, (blocks.height, blocks.width), prompts)
+    return Waiting(blocks.padded(tokens), jnp.zeros_like(tokens, shape=(tokens.shape[1], 1)), None)
 
 
 def _forward(model: Sam, interpret: bool, tree: Any, *leaves: Any) -> tuple[dict[str, Array | None], Any]:

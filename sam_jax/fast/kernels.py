@@ -1,12 +1,14 @@
 """Pallas kernels of the image's side: everything between two arrays of image tokens stays on the chip.
 
-A kernel goes over the image tokens of one prompt set, a block of pixels after the other. Pixels are the last axis, so
-that they fill a vector. What is multiplied with the image tokens is absorbed into few rows (`sam_jax.fast.absorbed`),
-which stay on the chip for all blocks.
+A kernel goes over the image tokens of one prompt set, a block of rows of the grid after the other. Pixels are the last
+axis, so that they fill a vector. What is multiplied with the image tokens is absorbed into few rows
+(`sam_jax.fast.absorbed`), which stay on the chip for all blocks.
 
 `attend` is an update of the image tokens and the gathering after it; `upscaled_masks` is the mask head.
 """
 
+import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -19,13 +21,55 @@ from jaxtyping import Array, Float
 from sam_jax.decoder.layers import CONV_NORM_EPS, gelu
 
 PIXELS = 512
-"""Image tokens of a block."""
+"""Image tokens of a block, about."""
 
 LANES = 128
-"""A block is a multiple of it."""
+"""Numbers of a vector. A block is a multiple of it, and so is a row of logits, which has four for each pixel."""
 
 BLOCKS_IN_TURN = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))
 """Of the grid's axes [prompt set, block], the second has an order."""
+
+
+class Blocks(NamedTuple):
+    """A grid of image tokens as kernels take it, some rows at a time.
+
+    Attributes:
+      height: rows of the grid.
+      width: columns of the grid.
+      rows: rows of a block.
+      columns: columns of a block, with those that are padding.
+    """
+
+    height: int
+    width: int
+    rows: int
+    columns: int
+
+    @property
+    def number(self) -> int:
+        """How many blocks there are."""
+        return -(-self.height // self.rows)
+
+    @property
+    def pixels(self) -> int:
+        """Image tokens of a block."""
+        return self.rows * self.columns
+
+    def padded(self, x: Float[Array, "*n hw"]) -> Float[Array, "*n pixels"]:
+        """Return a map with zeros where the blocks are larger than the grid."""
+        x = x.reshape(*x.shape[:-1], self.height, self.width)
+        wider = [(0, self.number * self.rows - self.height), (0, self.columns - self.width)]
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + wider)
+        return x.reshape(*x.shape[:-2], -1)
+
+
+def blocks_of(grid_size: tuple[int, int]) -> Blocks:
+    """Return the blocks of a grid. They have an even number of rows: four times as many fill a tile."""
+    height, width = grid_size
+    columns = -(-width // (LANES // 4)) * (LANES // 4)
+    least = max(2, LANES // math.gcd(columns, LANES))
+    rows = least * max(1, min(PIXELS // columns, height) // least)
+    return Blocks(height, width, rows, columns)
 
 
 class Update(NamedTuple):
@@ -78,96 +122,98 @@ def dot(a: Array, b: Array, contract: tuple[int, int] = (1, 0)) -> Array:
     return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=dtype)
 
 
-def padded(x: Array, pixels: int) -> Array:
-    """Return an array with its pixels padded to whole blocks."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % pixels)])
-
-
-def block_of(hw: int) -> int:
-    """Return the pixels of a block."""
-    return min(PIXELS, -(-hw // LANES) * LANES)
-
-
 def attend(
+    blocks: Blocks,
     heads: int,
     epsilon: float,
-    tokens: Float[Array, "#p c hw"],
-    position: Float[Array, "c hw"],
+    tokens: Float[Array, "#p c x"],
+    shift: Float[Array, "c 1"],
+    position: Float[Array, "c x"],
     update: Update | None,
     queries: Float[Array, "p q c"],
     *,
     interpret: bool,
-) -> tuple[Float[Array, "p c hw"] | None, Float[Array, "p q c"]]:
+) -> tuple[Float[Array, "p c x"] | None, Float[Array, "p q c"]]:
     """Return the updated image tokens, where there is an update, and what queries gather of them.
 
     Args:
+      blocks: what the pixels are in.
       heads: of the update's rows.
       epsilon: the norm's.
       tokens: image tokens, those of all prompt sets or of each.
+      shift: added to all of them first.
       position: the image tokens' positional part.
       update: what changes the image tokens before they are gathered.
       queries: rows whose products with the placed image tokens are attention logits.
       interpret: run on any device, slowly.
     """
-    (sets, number, channels), hw = queries.shape, tokens.shape[-1]
-    pixels = block_of(hw)
-    tokens, position = padded(tokens, pixels), padded(position, pixels)
-    blocks = tokens.shape[-1] // pixels
+    (sets, number, channels), pixels = queries.shape, blocks.pixels
     accumulator = jnp.promote_types(tokens.dtype, jnp.float32)
 
     own = 0 if len(tokens) == 1 else 1
     in_specs = [
         pl.BlockSpec((None, channels, pixels), lambda p, x: (own * p, 0, x)),
+        pl.BlockSpec((channels, 1), lambda p, x: (0, 0)),
         pl.BlockSpec((channels, pixels), lambda p, x: (0, x)),
         pl.BlockSpec((None, number, channels), lambda p, x: (p, 0, 0)),
     ]
     out_specs = [pl.BlockSpec((None, number, channels), lambda p, x: (p, 0, 0))]
-    out_shape = [jax.ShapeDtypeStruct((sets, number, channels), accumulator)]
+    out_shape = [jax.ShapeDtypeStruct((sets, number, channels), tokens.dtype)]
     if update is not None:
         of_set = [pl.BlockSpec((None, *x.shape[1:]), lambda p, x: (p, 0, 0)) for x in update[:3]]
         of_all = [pl.BlockSpec(x.shape, lambda p, x: (0, 0)) for x in update[3:]]
         in_specs += of_set + of_all
         out_specs.append(pl.BlockSpec((None, channels, pixels), lambda p, x: (p, 0, x)))
-        out_shape.append(jax.ShapeDtypeStruct((sets, channels, blocks * pixels), tokens.dtype))
+        out_shape.append(jax.ShapeDtypeStruct((sets, channels, blocks.number * pixels), tokens.dtype))
 
-    def kernel(tokens_ref: Any, position_ref: Any, queries_ref: Any, *refs: Any) -> None:
-        update_refs = refs[: len(in_specs) - 3]
-        gathered_ref, *written, largest_ref, total_ref = refs[len(in_specs) - 3 :]
+    def kernel(tokens_ref: Any, shift_ref: Any, position_ref: Any, queries_ref: Any, *refs: Any) -> None:
+        update_refs = refs[: len(in_specs) - 4]
+        gathered_ref, *written, sum_ref, largest_ref, total_ref = refs[len(in_specs) - 4 :]
         block = pl.program_id(1)
-        x, position = tokens_ref[...], position_ref[...]
+        x, position = tokens_ref[...] + shift_ref[...], position_ref[...]
         if update_refs:
             x = updated(heads, epsilon, x, position, Update(*(ref[...] for ref in update_refs)))
             written[0][...] = x
 
         @pl.when(block == 0)
         def _() -> None:
-            gathered_ref[...] = jnp.zeros_like(gathered_ref)
+            sum_ref[...] = jnp.zeros_like(sum_ref)
             total_ref[...] = jnp.zeros_like(total_ref)
             largest_ref[...] = jnp.full_like(largest_ref, -jnp.inf)
 
         logits = dot(queries_ref[...], x + position)
-        if hw % pixels:
-            place = block * pixels + lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-            logits = jnp.where(place < hw, logits, -jnp.inf)
+        if blocks.number * pixels > blocks.height * blocks.width:
+            logits = jnp.where(within(blocks, block, logits.shape), logits, -jnp.inf)
         before = largest_ref[...]
         largest = jnp.maximum(before, logits.max(1, keepdims=True))
         weights, less = jnp.exp(logits - largest), jnp.exp(before - largest)
-        total = total_ref[...] * less + weights.sum(1, keepdims=True)
-        gathered = gathered_ref[...] * less + dot(weights.astype(x.dtype), x, (1, 1))
-        largest_ref[...], total_ref[...] = largest, total
-        gathered_ref[...] = jnp.where(block == blocks - 1, gathered / total, gathered)
+        largest_ref[...] = largest
+        total_ref[...] = total_ref[...] * less + weights.sum(1, keepdims=True)
+        sum_ref[...] = sum_ref[...] * less + dot(weights.astype(x.dtype), x, (1, 1))
+
+        @pl.when(block == blocks.number - 1)
+        def _() -> None:
+            gathered_ref[...] = (sum_ref[...] / total_ref[...]).astype(gathered_ref.dtype)
 
     gathered, *written = pl.pallas_call(
         kernel,
-        grid=(sets, blocks),
+        grid=(sets, blocks.number),
         in_specs=in_specs,
         out_specs=out_specs,
         out_shape=out_shape,
-        scratch_shapes=[pltpu.VMEM((number, 1), accumulator)] * 2,
+        scratch_shapes=[pltpu.VMEM((number, size), accumulator) for size in (channels, 1, 1)],
         compiler_params=BLOCKS_IN_TURN,
         interpret=interpret,
-    )(tokens, position, queries, *(update or ()))
-    return written[0][..., :hw] if written else None, gathered
+    )(tokens, shift, position, queries, *(update or ()))
+    return written[0] if written else None, gathered
+
+
+def within(blocks: Blocks, block: Array, shape: tuple[int, int]) -> Array:
+    """Return which pixels of a block, the last axis of a shape, are in the grid."""
+    place = lax.broadcasted_iota(jnp.int32, shape, 1)
+    columns = jnp.int32(blocks.columns)
+    row, column = lax.div(place, columns), lax.rem(place, columns)
+    return (block * blocks.rows + row < blocks.height) & (column < blocks.width)
 
 
 def updated(
@@ -185,17 +231,19 @@ def updated(
 
 
 def upscaled_masks(
+    blocks: Blocks,
     head: Head,
-    tokens: Float[Array, "p c hw"],
-    stride_8: Float[Array, "o hw"] | None,
-    stride_4: Float[Array, "16 d hw"] | None,
+    tokens: Float[Array, "p c x"],
+    stride_8: Float[Array, "o x"] | None,
+    stride_4: Float[Array, "16 d x"] | None,
     *,
     upscaled: bool,
     interpret: bool,
-) -> tuple[Float[Array, "p m 16 hw"], Float[Array, "p 16 d hw"] | None]:
-    """Return the masks' logits by sub-pixel, and the upscaled tokens where these are wanted.
+) -> tuple[Float[Array, "p m my mx"], Float[Array, "p 16 d x"] | None]:
+    """Return the masks' logits, and the upscaled tokens by sub-pixel where these are wanted.
 
     Args:
+      blocks: what the pixels are in.
       head: weights.
       tokens: image tokens.
       stride_8: added to the first convolution.
@@ -203,19 +251,19 @@ def upscaled_masks(
       upscaled: whether the upscaled tokens are returned.
       interpret: run on any device, slowly.
     """
-    (sets, channels, hw), (masks, depth) = tokens.shape, head.weights.shape[1:]
-    pixels, result = block_of(hw), jnp.promote_types(tokens.dtype, jnp.float32)
-    tokens, *maps = (padded(x, pixels) for x in (tokens, stride_8, stride_4) if x is not None)
-    blocks = tokens.shape[-1] // pixels
+    (sets, channels, _), (masks, depth) = tokens.shape, head.weights.shape[1:]
+    pixels, result = blocks.pixels, jnp.promote_types(tokens.dtype, jnp.float32)
+    maps = [x for x in (stride_8, stride_4) if x is not None]
+    rows, columns = 4 * blocks.rows, 4 * blocks.columns
     in_specs = [pl.BlockSpec((None, channels, pixels), lambda p, x: (p, 0, x))]
     in_specs += [pl.BlockSpec(x.shape, lambda p, x: (0, 0)) for x in head[:-1]]
     in_specs += [pl.BlockSpec((None, masks, depth), lambda p, x: (p, 0, 0))]
     in_specs += [pl.BlockSpec((*m.shape[:-1], pixels), lambda p, x, n=m.ndim: (*(0,) * (n - 1), x)) for m in maps]
-    out_specs = [pl.BlockSpec((None, masks, 16, pixels), lambda p, x: (p, 0, 0, x))]
-    out_shape = [jax.ShapeDtypeStruct((sets, masks, 16, blocks * pixels), result)]
+    out_specs = [pl.BlockSpec((None, masks, rows, columns), lambda p, x: (p, 0, x, 0))]
+    out_shape = [jax.ShapeDtypeStruct((sets, masks, blocks.number * rows, columns), result)]
     if upscaled:
         out_specs.append(pl.BlockSpec((None, 16, depth, pixels), lambda p, x: (p, 0, 0, x)))
-        out_shape.append(jax.ShapeDtypeStruct((sets, 16, depth, blocks * pixels), tokens.dtype))
+        out_shape.append(jax.ShapeDtypeStruct((sets, 16, depth, blocks.number * pixels), tokens.dtype))
 
     def kernel(tokens_ref: Any, *refs: Any) -> None:
         weights = Head(*(ref[...] for ref in refs[: len(head)]))
@@ -225,7 +273,7 @@ def upscaled_masks(
         x = dot(weights.first, tokens_ref[...]) + weights.first_bias
         if stride_8_ref is not None:
             x = x + stride_8_ref[...]
-        width = len(weights.scale)
+        width, logits = len(weights.scale), {}
         for i in range(4):
             y = x[i * width : (i + 1) * width]
             y = y * lax.rsqrt(jnp.square(y).mean(0, keepdims=True) + CONV_NORM_EPS)
@@ -236,17 +284,38 @@ def upscaled_masks(
                 if stride_4_ref is not None:
                     u = u + stride_4_ref[4 * i + j]
                 u = gelu(u).astype(tokens_ref.dtype)
-                logits_ref[:, 4 * i + j, :] = dot(weights.weights, u)
+                logits[i, j] = dot(weights.weights, u)
                 for ref in upscaled_ref:
                     ref[4 * i + j] = u
+        # Both convolutions have a row and a column for each sub-pixel.
+        for first, second in itertools.product(range(2), repeat=2):
+            line = interleaved([logits[2 * first + i, 2 * second + j] for i in range(2) for j in range(2)])
+            for row in range(blocks.rows):
+                place = slice(row * columns, (row + 1) * columns)
+                logits_ref[:, 4 * row + 2 * first + second, :] = line[:, place]
 
     logits, *of_tokens = pl.pallas_call(
         kernel,
-        grid=(sets, blocks),
+        grid=(sets, blocks.number),
         in_specs=in_specs,
         out_specs=out_specs,
         out_shape=out_shape,
         compiler_params=BLOCKS_IN_TURN,
         interpret=interpret,
     )(tokens, *head, *maps)
-    return logits[..., :hw], of_tokens[0][..., :hw] if of_tokens else None
+    return logits[..., : 4 * blocks.height, : 4 * blocks.width], of_tokens[0] if of_tokens else None
+
+
+def interleaved(parts: list[Float[Array, "m x"]]) -> Float[Array, "m 4*x"]:
+    """Return four maps as one, whose columns are those of each in turn."""
+    lane = lax.broadcasted_iota(jnp.int32, (len(parts[0]), LANES), 1)
+    turn, share = lane & 3, LANES // 4
+    vectors = []
+    for start in range(0, parts[0].shape[1], share):
+        vector = slice(start - start % LANES, start - start % LANES + LANES)
+        chosen = (lane >> 2) + start % LANES
+        first, *others = (jnp.take_along_axis(part[:, vector], chosen, axis=1) for part in parts)
+        for i, other in enumerate(others, 1):
+            first = jnp.where(turn == i, other, first)
+        vectors.append(first)
+    return jnp.concatenate(vectors, axis=1)

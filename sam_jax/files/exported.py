@@ -18,21 +18,24 @@ from jaxtyping import Array
 from sam_jax.atomic import written_whole
 from sam_jax.batch.decode import CHUNK, CPU_CHUNK
 from sam_jax.decoder.features import features_of, map_shapes
-from sam_jax.decoder.model import Sam, Variables, outputs_of
+from sam_jax.decoder.model import MaskPrediction, Sam, Variables, outputs_of
 from sam_jax.fast.absorbed import decode_absorbed
+from sam_jax.fast.fused import decode_fused
 from sam_jax.fast.image_form import written_image
 from sam_jax.fast.low_rank import decode_low_rank, prepare_image
 from sam_jax.fast.platforms import on_cpu
 from sam_jax.prompts import EMPTY, Prompts
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PREPARE, DECODE, MANIFEST = "prepare.stablehlo", "decode.stablehlo", "manifest.json"
+MANIFEST = "manifest.json"
 
 CPU_GROUPS, GROUPS = (CPU_CHUNK, 1), (CHUNK, 8)
 """How many prompt sets are decoded at once: as many times the first number as there are, and the rest by the last."""
 
 FEW_TOKENS = (2, 8)
 """Prompt sets of so many tokens, with empty slots up to that, are decoded in the fastest form of each platform."""
+
+Decode = Callable[[Prompts], MaskPrediction]
 
 
 def export_decoder(
@@ -44,13 +47,14 @@ def export_decoder(
     masks: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write a folder with two serialised programs, weights inside, and a manifest that says how to call them.
+    """Write a folder with serialised programs, weights inside, and a manifest that says how to call them.
 
     In a process that has jax alone, `read = lambda name: jax.export.deserialize((folder / name).read_bytes())` and
     `state = read("prepare.stablehlo").call(embeddings)` are what the images alone give, once per image, and
     `read("decode.stablehlo").call(*state, coordinates, labels)` returns low-res logits [image, prompt set, mask, 4h,
-    4w] and scores [image, prompt set, mask]. Numbers of images, prompt sets and tokens are free. Memory is bounded:
-    beside the results, a few prompt sets exist at a time, the manifest's `chunk`.
+    4w] and scores [image, prompt set, mask]. On a TPU, `decode_tpu.stablehlo` is the second one. Numbers of images,
+    prompt sets and tokens are free. Memory is bounded: beside the results, a few prompt sets exist at a time, the
+    manifest's `chunk`.
 
     Where the decoder takes more maps of an image, they are arguments behind `embeddings`; what else it returns, such as
     an object score, comes behind the scores. The manifest has the names, in this order.
@@ -70,33 +74,43 @@ def export_decoder(
     unknown = [name for name in platforms if name not in PLATFORMS]
     if unknown or not platforms:
         raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}, got {', '.join(unknown) or 'none'}.")
-    prepare, decode = trace(model, variables, platforms, masks)
+    with written_whole(Path(path), overwrite=overwrite) as folder:
+        write_programs(folder, model, variables, trace(model, variables, platforms, masks), masks)
+
+
+def write_programs(
+    folder: Path, model: Sam, variables: Variables, programs: dict[str, export.Exported], masks: bool
+) -> None:
+    """Write the programs and the manifest of an artefact."""
     maps = ["embeddings" if name == "embedding" else name for name in map_shapes(model.config)]
-    state = [f"state_{i}" for i in range(len(prepare.out_avals))]
+    state = [f"state_{i}" for i in range(len(programs["prepare"].out_avals))]
     arguments = [*state, "coordinates", "labels", *(["masks", "has_mask"] if masks else [])]
-    results = outputs_of(jax.eval_shape(model.apply, variables, *model.example_inputs()))
-    programs = {PREPARE: bytes(prepare.serialize()), DECODE: bytes(decode.serialize())}
-    manifest = {
-        "prepare": _described(PREPARE, programs[PREPARE], prepare, maps, state),
-        "decode": _described(DECODE, programs[DECODE], decode, arguments, list(results)),
+    platforms = list(programs["prepare"].platforms)
+    results = list(outputs_of(jax.eval_shape(model.apply, variables, *model.example_inputs())))
+    signatures = {name: (arguments, results) for name in programs} | {"prepare": (maps, state)}
+    content = {name: bytes(program.serialize()) for name, program in programs.items()}
+    described = {name: _described(name, content[name], programs[name], *signatures[name]) for name in programs}
+    manifest = described | {
         "labels": {"empty slot": -2, "not a point": -1, "background": 0, "foreground": 1, "box corners": [2, 3]},
-        "platforms": list(platforms),
+        "platforms": platforms,
         "precision": model.config.dtype,
         "chunk": {name: CPU_CHUNK if name == "cpu" else CHUNK for name in platforms},
         "config": dataclasses.asdict(model.config),
         "made_with": {name: version(name) for name in ("sam-jax", "jax")},
     }
-    with written_whole(Path(path), overwrite=overwrite) as folder:
-        folder.mkdir()
-        for name, program in programs.items():
-            (folder / name).write_bytes(program)
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    folder.mkdir()
+    for name, program in content.items():
+        (folder / _file(name)).write_bytes(program)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def trace(
     model: Sam, variables: Variables, platforms: Sequence[str], masks: bool = False
-) -> tuple[export.Exported, export.Exported]:
-    """Return `prepare` and `decode` lowered for `platforms` with symbolic numbers of images, prompt sets and tokens."""
+) -> dict[str, export.Exported]:
+    """Return the programs for `platforms`, with symbolic numbers of images, prompt sets and tokens.
+
+    JAX lowers a kernel for one platform alone, so `decode_tpu` is a program of its own.
+    """
     config = model.config
     maps = map_shapes(config)
 
@@ -113,14 +127,9 @@ def trace(
     def prepare(*arrays: Array) -> tuple[Array, ...]:
         return tuple(jax.tree.leaves(jax.vmap(prepared)(*arrays)))
 
-    def decode_set(state: Any, prompts: Prompts) -> tuple[Array, ...]:
-        if masks:
-            return tuple(outputs_of(decode_absorbed(model, variables, state, prompts)).values())
-        return by_tokens(model, variables, state, prompts)
-
     def one_image(inputs: tuple[Any, Prompts]) -> tuple[Array, ...]:
         state, prompts = inputs
-        run = functools.partial(in_groups, functools.partial(decode_set, state))
+        run = functools.partial(in_groups, functools.partial(decode_prepared, model, variables, masks, state))
         return on_cpu(functools.partial(run, sizes=CPU_GROUPS), functools.partial(run, sizes=GROUPS), prompts)
 
     def decode(*arrays: Array) -> tuple[Array, ...]:
@@ -133,31 +142,37 @@ def trace(
     if masks:
         shapes += [((images, sets, *config.mask_size), "float32"), ((images, sets), "bool")]
     of_prompts = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
-    lower = functools.partial(export.export, platforms=tuple(platforms))
-    return lower(jax.jit(prepare))(*features), lower(jax.jit(decode))(*state, *of_prompts)
+    programs = {"prepare": export.export(jax.jit(prepare), platforms=tuple(platforms))(*features)}
+    others = [name for name in platforms if name != "tpu"]
+    for name, of_name in (("decode", others), ("decode_tpu", ["tpu"] if "tpu" in platforms else [])):
+        if of_name:
+            programs[name] = export.export(jax.jit(decode), platforms=of_name)(*state, *of_prompts)
+    return programs
 
 
-def by_tokens(model: Sam, variables: Variables, state: Any, prompts: Prompts) -> tuple[Array, ...]:
-    """Decode prompt sets on a prepared image in the form that their number of tokens asks for, which may be symbolic.
+def decode_prepared(model: Sam, variables: Variables, masks: bool, state: Any, prompts: Prompts) -> tuple[Array, ...]:
+    """Return the outputs for prompt sets on one image, of which `prepare` made the state."""
+    written = state if masks else state.written
+    fused, absorbed = (functools.partial(form, model, variables, written) for form in (decode_fused, decode_absorbed))
+    of_cpu: Decode = absorbed
+    if not masks:
+        of_cpu = functools.partial(by_tokens, functools.partial(decode_low_rank, model, variables, state), absorbed)
+    return tuple(outputs_of(on_cpu(of_cpu, functools.partial(by_tokens, fused, absorbed), prompts)).values())
+
+
+def by_tokens(few: Decode, many: Decode, prompts: Prompts) -> MaskPrediction:
+    """Decode prompt sets in the form that their number of tokens asks for, which may be symbolic.
 
     It is known when a program is compiled, which then has that form alone.
     """
-    tokens = prompts.labels.shape[-1]
 
-    def few(slots: int, prompts: Prompts) -> tuple[Array, ...]:
+    def filled(slots: int, prompts: Prompts) -> MaskPrediction:
         labels = jnp.pad(prompts.labels, ((0, 0), (0, slots)), constant_values=EMPTY)[:, :slots]
         coordinates = jnp.pad(prompts.coordinates, ((0, 0), (0, slots), (0, 0)))[:, :slots]
-        prompts = dataclasses.replace(prompts, coordinates=coordinates, labels=labels)
-        low_rank, absorbed = (functools.partial(form, model, variables) for form in (decode_low_rank, decode_absorbed))
-        out = on_cpu(lambda p: low_rank(state, p), lambda p: absorbed(state.written, p), prompts)
-        return tuple(outputs_of(out).values())
+        return few(dataclasses.replace(prompts, coordinates=coordinates, labels=labels))
 
-    def many(prompts: Prompts) -> tuple[Array, ...]:
-        out = decode_absorbed(model, variables, state.written, prompts)
-        return tuple(outputs_of(out).values())
-
-    branches = [*(functools.partial(few, slots) for slots in FEW_TOKENS), many]
-    index = (jnp.int32(tokens) > jnp.array(FEW_TOKENS)).sum()
+    branches = [*(functools.partial(filled, slots) for slots in FEW_TOKENS), many]
+    index = (jnp.int32(prompts.labels.shape[-1]) > jnp.array(FEW_TOKENS)).sum()
     return lax.switch(index, branches, prompts)
 
 
@@ -184,12 +199,17 @@ def in_groups(function: Callable[[Any], Any], inputs: Any, sizes: tuple[int, int
     return jax.tree.map(lambda x: x[:number], out)
 
 
+def _file(name: str) -> str:
+    """Return the file of a program."""
+    return f"{name}.stablehlo"
+
+
 def _described(
-    file: str, program: bytes, exported: export.Exported, arguments: list[str], results: list[str]
+    name: str, program: bytes, exported: export.Exported, arguments: list[str], results: list[str]
 ) -> dict[str, object]:
     """Return what the manifest says of a program."""
     return {
-        "file": file,
+        "file": _file(name),
         "bytes": len(program),
         "sha256": hashlib.sha256(program).hexdigest(),
         "arguments": dict(zip(arguments, map(_spec, exported.in_avals), strict=True)),

@@ -11,7 +11,7 @@ from random_model import MODEL, SEVERAL_MAPS, family_model, random_embedding, ra
 from sam_jax import Prompts, export_decoder, predict_masks
 from sam_jax.decoder.features import maps_of
 from sam_jax.decoder.model import outputs_of
-from sam_jax.files.exported import trace
+from sam_jax.files.exported import FEW_TOKENS, GROUPS, trace
 
 VARIABLES = random_variables()
 
@@ -57,7 +57,8 @@ def test_a_process_with_jax_alone_gives_the_same_masks(tmp_path: Path, masks: bo
 
     manifest = json.loads((tmp_path / "decoder/manifest.json").read_text())
     assert list(manifest["prepare"]["arguments"]) == ["embeddings"]
-    assert list(manifest["decode"]["arguments"]) == [*manifest["prepare"]["results"], *list(arrays)[1:]]
+    for decode in ("decode", "decode_tpu"):
+        assert list(manifest[decode]["arguments"]) == [*manifest["prepare"]["results"], *list(arrays)[1:]]
     assert manifest["decode"]["arguments"]["coordinates"]["shape"] == ["images", "prompt_sets", "tokens", 2]
     assert (manifest["precision"], manifest["chunk"]) == ("float32", {"cpu": 4, "cuda": 64, "tpu": 64})
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
@@ -108,10 +109,23 @@ def test_any_number_of_prompt_sets_and_tokens(tmp_path: Path) -> None:
         np.testing.assert_allclose(iou[0], want.iou, atol=1e-5)
 
 
-def test_each_platform_has_its_own_loops() -> None:
-    """Over images and groups everywhere; over single prompt sets on a CPU alone."""
-    found = {}
-    for platform in ("cpu", "cuda", "tpu"):
-        _, decode = trace(MODEL, VARIABLES, [platform])
-        found[platform] = decode.mlir_module().count("stablehlo.while")
-    assert found["cpu"] > found["cuda"] == found["tpu"] == 3
+def test_each_platform_has_its_own_program() -> None:
+    """Loops over images and groups everywhere, over single prompt sets on a CPU alone; kernels on a TPU."""
+    programs = trace(MODEL, VARIABLES, ["cpu", "tpu"])
+    assert {name: program.platforms for name, program in programs.items()} == {
+        "prepare": ("cpu", "tpu"),
+        "decode": ("cpu",),
+        "decode_tpu": ("tpu",),
+    }
+    texts = {name: program.mlir_module() for name, program in programs.items()}
+    texts["decode_cuda"] = trace(MODEL, VARIABLES, ["cuda"])["decode"].mlir_module()
+    loops = {name: text.count("stablehlo.while") for name, text in texts.items()}
+    assert loops["decode"] > loops["decode_cuda"] == loops["decode_tpu"] == 3
+    kernels = {name: text.count("@tpu_custom_call") for name, text in texts.items()}
+    assert kernels.pop("decode_tpu") == 4 * len(FEW_TOKENS) * len(GROUPS)
+    assert set(kernels.values()) == {0}
+
+
+def test_mask_prompts_have_kernels_too() -> None:
+    program = trace(MODEL, VARIABLES, ["tpu"], masks=True)["decode_tpu"]
+    assert "@tpu_custom_call" in program.mlir_module()
