@@ -17,13 +17,21 @@ FEW = SamConfig(grid_size=(16, 16), image_size=(256, 256))
 """The full width, heads and depth, on a quarter of the grid's sides."""
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("float32", 60), ("bfloat16", 30)])
-def test_what_a_click_moves(dtype: str, most: float) -> None:
-    """Megabytes for each of 64 clicks on one image, at full size."""
-    program = compiled(tpu(), Sam(SamConfig(dtype=dtype)), 64).as_text()
+@pytest.mark.parametrize(
+    ("dtype", "sets", "given", "most"),
+    [
+        ("float32", 64, {}, 25),
+        ("bfloat16", 64, {}, 14),
+        ("bfloat16", 64, {"masks": True}, 40),
+        ("bfloat16", 1, {"prepared": True}, 60),
+    ],
+)
+def test_what_a_prompt_set_moves(dtype: str, sets: int, given: dict[str, bool], most: float) -> None:
+    """Megabytes for each of so many prompt sets of one click on one image, at full size."""
+    program = compiled(tpu(), Sam(SamConfig(dtype=dtype)), sets, **given).as_text()
     assert "tpu_custom_call" in program
     assert " while(" not in program
-    assert bytes_moved(program) / 64e6 < most
+    assert bytes_moved(program) / sets / 1e6 < most
 
 
 @pytest.mark.parametrize("family", FAMILIES)
