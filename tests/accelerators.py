@@ -74,23 +74,36 @@ def compiled(
     return jax.jit(decode, in_shardings=device, out_shardings=device).lower(variables, image, prompts).compile()
 
 
-def bytes_moved(program: str) -> int:
+def bytes_moved(program: str, turns: int = 1) -> int:
     """Return what the instructions of a compiled program read and write in all, kernels included.
 
-    Loops count once.
+    Args:
+      program: its text.
+      turns: how often its loop runs.
     """
+    total = _moved(program[program.index("\nENTRY") :])
+    for body in re.findall(r" while\(.*body=(%[\w.\-]+)", program):
+        total += turns * _moved(program[program.index(f"\n{body} (") :])
+    return total
+
+
+def _moved(computation: str) -> int:
+    """What the instructions of the first computation of a text move."""
     sizes: dict[str, int] = {}
     total = 0
-    for line in program[program.index("ENTRY") :].splitlines():
+    for line in computation[: computation.index("\n}")].splitlines():
         found = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([a-z\-]+)\((.*)", line)
         if not found:
             continue
         name, types, kind, operands = found.groups()
         sizes[name] = _bytes(types)
-        if kind in FREE or kind.endswith(("-start", "-done")):
+        if kind in (*FREE, "while") or kind.endswith(("-start", "-done")) or "AllocateBuffer" in line:
             continue
-        read = re.findall(r"%([\w.\-]+)", operands.split("), ")[0])
-        total += sizes[name] + sum(sizes.get(operand, 0) for operand in read)
+        read = [sizes.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", operands.split("), ")[0])]
+        if "dynamic-update-slice" in f"{kind} {name}":  # in place: the array that is changed stays where it is
+            total += 2 * (sum(read) - sizes[name])
+        else:
+            total += sizes[name] + sum(read)
     return total
 
 
