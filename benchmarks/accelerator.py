@@ -1,11 +1,13 @@
 """What the decoder moves on a TPU or a GPU, counted without one: programs are compiled ahead of time.
 
-    PYTHONPATH=tests python -m benchmarks.accelerator                                       # pip install "jax[tpu]"
-    PYTHONPATH=tests python -m benchmarks.accelerator --device benchmarks/h100.txtpb        # pip install "jax[cuda12]"
+    PYTHONPATH=tests python -m benchmarks.accelerator
+    JAX_PLATFORMS=cpu PYTHONPATH=tests python -m benchmarks.accelerator --device benchmarks/h100.txtpb
 
-prints a table, and JSON: for each program the megabytes that its instructions read and write for each prompt set, the
-least time that the device needs for them, temporary memory, loops, kernels, and the seconds to compile. Megabytes do
-not depend on this machine; an operand that a kernel reads twice counts once. "auto" is what `predict_masks` takes.
+The first wants `pip install "jax[tpu]"`, the second `"jax[cuda12]"`; neither needs the device or its driver.
+
+Each prints a table, and JSON: for each program the megabytes that its instructions read and write for each prompt set,
+the least time that the device needs for them, temporary memory, loops, kernels, and the seconds to compile. Megabytes
+do not depend on this machine; an operand that a kernel reads twice counts once. "auto" is what `predict_masks` takes.
 """
 
 import argparse
