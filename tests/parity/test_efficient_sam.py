@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity.official import difference, modeling
+from parity.official import difference, modeling, randomise_norms
 from parity.relatives import tensors_of
 from parity.torch_efficient_sam import Mlp, TorchEfficientSam, TwoWayBlock
 from torch.nn import functional
@@ -69,10 +69,7 @@ def random_efficient_sam(config: SamConfig, encoder: ViTConfig | None = None) ->
     """Return the model with PyTorch's own random weights, but norms that are no ones and zeros."""
     torch.manual_seed(0)
     model = TorchEfficientSam(config, encoder).eval().requires_grad_(False)
-    for part in model.modules():
-        if "Norm" in type(part).__name__:
-            part.weight.uniform_(0.5, 1.5)
-            part.bias.normal_(std=0.3)
+    randomise_norms(model)
     return model
 
 
