@@ -38,6 +38,8 @@ _ENCODER = re.compile(
     r"(image_encoder|vision_encoder)\..*|no_mem_embed|no_memory_embedding|mask_decoder\.conv_s[01]\..*"
 )
 """Tensors of an image encoder; the last ones belong to SAM 2's decoder, and are used once per image."""
+_SAM3 = re.compile(r"(?:.*\.)?detector(_model)?\.(.*\.)?(vision_encoder|vision_backbone)\.")
+"""SAM 3's image encoder, which its detector and its tracker share."""
 _UNUSED = re.compile(r"image_encoder\.(norm_head|head)\..*|.*\.num_batches_tracked")
 """What TinyViT keeps of its time as a classifier, and batch norms of training."""
 
@@ -63,6 +65,8 @@ def identify_encoder(
     """
     sources = _sources(tensors, prefix)
     if not sources:
+        if shared := [name for name in tensors if _SAM3.match(name)]:
+            raise _cannot_be_converted("SAM 3", {name: tuple(tensors[name].shape) for name in shared})
         raise CheckpointError("The checkpoint holds no image encoder.")
     naming: Naming = "hf" if any(name.startswith("vision_encoder.") for name in sources) else "meta"
     text = listing({name: tuple(tensor.shape) for name, tensor in tensors.items()})
@@ -148,24 +152,28 @@ def _settings(
     own = own_encoder_config(settings)
     if own and not asked:
         return own
+    kind = encoder_kind(shapes)
     if own:
         config = dataclasses.replace(own, **frames_of(own, chosen))
+    elif kind is None:
+        raise _cannot_be_converted(chosen.title, shapes)
     elif settings and OWN not in settings and naming == "hf":
-        config = hiera_from_hf(settings) if encoder_kind(shapes) == "hiera" else vit_from_hf(settings)
+        config = hiera_from_hf(settings) if kind == "hiera" else vit_from_hf(settings)
     else:
-        config = _settings_of_shapes(shapes, naming, chosen)
+        config = _settings_of_shapes(kind, shapes, naming, chosen)
     early = {"early_feature": True} if chosen.early_feature and hasattr(config, "early_feature") else {}
     return dataclasses.replace(config, preprocessing=chosen.preprocessing, **early)
 
 
-def _settings_of_shapes(shapes: Mapping[str, Shape], naming: Naming, chosen: Family) -> EncoderConfig:
-    kind = encoder_kind(shapes)
-    if kind is None:
-        first = ", ".join([f"{name} {shape}" for name, shape in shapes.items()][:3])
-        raise CheckpointError(
-            f"The checkpoint's image encoder ({chosen.title}) cannot be converted. Those of SAM (ViT), MobileSAM"
-            f" (TinyViT), EfficientViT-SAM and SAM 2 (Hiera) can. Of its {len(shapes)} tensors, the first are {first}."
-        )
+def _cannot_be_converted(title: str, shapes: Mapping[str, Shape]) -> CheckpointError:
+    first = ", ".join([f"{name} {shape}" for name, shape in shapes.items()][:3])
+    return CheckpointError(
+        f"The checkpoint's image encoder ({title}) cannot be converted. Those of SAM (ViT), MobileSAM (TinyViT),"
+        f" EfficientViT-SAM and SAM 2 (Hiera) can. Of its {len(shapes)} tensors, the first are {first}."
+    )
+
+
+def _settings_of_shapes(kind: str, shapes: Mapping[str, Shape], naming: Naming, chosen: Family) -> EncoderConfig:
     if kind == "hiera":
         return hiera_from_shapes(shapes, naming, chosen)
     if kind == "vit":

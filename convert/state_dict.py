@@ -12,7 +12,7 @@ from sam_jax.convert.tables.families import Family, find_family, listing, recogn
 from sam_jax.convert.tables.gaps import Described, Gaps, compare
 from sam_jax.convert.tables.names import official, sort_out
 from sam_jax.convert.tables.rules import DECODER, NAMINGS, Naming, Slot, Table, flax_shapes, slots, torch_shapes
-from sam_jax.convert.tables.settings import OWN, config_from_hf, config_from_shapes, frame, own_config, own_family
+from sam_jax.convert.tables.settings import OWN, config_from_hf, config_from_shapes, family_of, frame, own_config
 from sam_jax.encoders.config import HieraConfig
 from sam_jax.errors import CheckpointError, describe
 
@@ -160,8 +160,8 @@ def to_torch(model: Any, variables: Mapping[str, Any], naming: Naming = "meta") 
 
 
 def choose_family(family: str | None, settings: Mapping[str, Any] | None, text: str, naming: Naming) -> Family:
-    """Return the family that is asked for, else the one that our own settings name, else what a listing speaks of."""
-    return find_family(family) if family else own_family(settings) or recognise(text, naming)
+    """Return the family that is asked for, else the one that the settings name, else what a listing speaks of."""
+    return find_family(family) if family else family_of(settings) or recognise(text, naming)
 
 
 def read_variables(tensors: Mapping[str, Any], found: Identification[Config], table: Table) -> Conversion[Config]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam_jax.encoders.config import HieraConfig
+from sam_jax.encoders.config import EfficientViTConfig, HieraConfig, TinyViTConfig
 
 SMALL_HIERA = HieraConfig(
     widths=(8, 16, 32, 64),
@@ -18,6 +18,25 @@ SMALL_HIERA = HieraConfig(
     image_size=(96, 96),
 )
 """A Hiera of all kinds of blocks, which compiles fast."""
+SMALL_TINY_VIT = TinyViTConfig(
+    widths=(4, 8, 12, 16),
+    depths=(1, 1, 1, 1),
+    heads=(2, 3, 4),
+    window_sizes=(3, 5, 4),
+    out_width=16,
+    image_size=(64, 96),
+)
+SMALL_EFFICIENT_VIT = EfficientViTConfig(
+    widths=(4, 8, 8, 8, 16),
+    depths=(1, 0, 1, 1, 1),
+    head_width=8,
+    neck_width=16,
+    neck_depth=1,
+    out_width=16,
+    grid_size=(8, 12),
+    image_size=(64, 96),
+    prompt_frame=(128, 192),
+)
 
 
 def noise(*shape: int, seed: int = 1) -> jax.Array:

@@ -8,34 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_encoder import SMALL_HIERA
+from random_encoder import SMALL_EFFICIENT_VIT, SMALL_HIERA, SMALL_TINY_VIT
 from random_model import FAMILIES, MODEL, family_model
 
 from sam_jax import predict_masks, prepare_image
 from sam_jax.batch.compiled import feature_shapes, prompt_shapes
 from sam_jax.decoder.model import Sam
-from sam_jax.encoders.config import VIT_TINY, EfficientViTConfig, TinyViTConfig
+from sam_jax.encoders.config import VIT_TINY
 from sam_jax.encoders.encoder import make_encoder
 
 PATHS = ("plain", "absorbed", "low_rank")
-SIZE = {"image_size": (64, 96), "out_width": 16}
 ENCODERS: dict[str, Any] = {
     "vit": dataclasses.replace(VIT_TINY, depth=2, global_blocks=(1,), image_size=(64, 112)),
     "vit, remat": dataclasses.replace(VIT_TINY, depth=2, global_blocks=(1,), image_size=(64, 112), remat=True),
-    "tiny_vit": TinyViTConfig(
-        widths=(4, 8, 12, 16), depths=(1, 1, 1, 1), heads=(2, 3, 4), window_sizes=(3, 5, 4), **SIZE
-    ),
-    "efficient_vit": EfficientViTConfig(
-        widths=(4, 8, 8, 8, 16),
-        depths=(1, 0, 1, 1, 1),
-        head_width=8,
-        neck_width=16,
-        neck_depth=1,
-        grid_size=(8, 12),
-        prompt_frame=(128, 192),
-        **SIZE,
-    ),
-    "hiera": dataclasses.replace(SMALL_HIERA, position_size=(3, 5), **SIZE),
+    "tiny_vit": SMALL_TINY_VIT,
+    "efficient_vit": SMALL_EFFICIENT_VIT,
+    "hiera": dataclasses.replace(SMALL_HIERA, position_size=(3, 5), image_size=(64, 96), out_width=16),
 }
 
 

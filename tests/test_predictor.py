@@ -178,6 +178,23 @@ def test_images_with_several_maps_go_together(family):
     assert_same(predict_batch(model, variables, images[:1], boxes=[[10, 10, 40, 60]], multimask=False)[0], clear)
 
 
+def test_sam2_hands_back_clamped_logits_and_masks_of_what_they_were():
+    model = family_model("sam2")
+    larger = lambda path, x: 100 * x if "hypernetworks" in str(path) and "layer_2" in str(path) else x  # noqa: E731
+    variables = jax.tree_util.tree_map_with_path(larger, random_variables(model))
+    image = EncodedImage(random_features(model=model), (128, 128), (64, 50))
+    out = predict_image(model, variables, image, [[30, 20]], [1])
+    prompts = Prompts.build(
+        points=to_input_frame([[[30, 20]]], original_size=(64, 50), input_size=(128, 128)), labels=[[1]]
+    )
+    logits, _ = select_masks(predict_masks(model, variables, image.embedding, prompts))
+    assert np.abs(logits).max() > 100
+    np.testing.assert_allclose(out.logits, np.clip(logits[0], -32, 32), atol=1e-4)
+    sizes = {"input_size": (128, 128), "original_size": (64, 50), "postprocessing": "sam2"}
+    np.testing.assert_array_equal(out.masks, binary_masks(logits[0], **sizes))
+    assert (np.asarray(binary_masks(out.logits, **sizes)) != out.masks).any()
+
+
 def test_an_encoded_image_can_be_kept_and_prepared(predictor):
     kept = [predictor.set_image(picture(size)) for size in SIZES]
     before = predictor.predict([[30, 20]], [1])

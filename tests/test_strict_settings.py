@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from random_encoder import SMALL_EFFICIENT_VIT, SMALL_TINY_VIT
 from random_model import MODEL, random_embedding, random_variables
 from small_run import CONSTANTS, PARAMS, SCALES, SIMULATION, random_batch
 from small_run import MODEL as MODEL_THAT_LEARNS
 
 import sam_jax
 from sam_jax import Prompts
-from sam_jax.encoders.config import TINY_VIT, EfficientViTConfig, EncoderConfig, ViTConfig
+from sam_jax.encoders.config import EncoderConfig, ViTConfig
 from sam_jax.encoders.encoder import make_encoder
 from sam_jax.images.pixels import EncodedImage, predict_image
 from sam_jax.images.preprocess import prepare_on_device
@@ -91,18 +92,8 @@ def test_clicks_one_after_another_and_a_mesh() -> None:
             out_width=32,
             image_size=(128, 128),
         ),
-        dataclasses.replace(
-            TINY_VIT, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), heads=(1, 2, 2), window_sizes=(2, 2, 2), out_width=32
-        ),
-        EfficientViTConfig(
-            widths=(4, 8, 8, 8, 16),
-            depths=(1, 0, 1, 1, 1),
-            head_width=8,
-            neck_width=16,
-            neck_depth=1,
-            out_width=32,
-            grid_size=(16, 16),
-        ),
+        dataclasses.replace(SMALL_TINY_VIT, out_width=32),
+        dataclasses.replace(SMALL_EFFICIENT_VIT, out_width=32, prompt_frame=(128, 128), image_size=(128, 128)),
     ],
     ids=["vit", "tiny_vit", "efficient_vit"],
 )

@@ -92,10 +92,8 @@ FAMILIES: dict[str, Family] = {
             grid_size=(72, 72),
             linear_iou=True,
         ),
-        Family(
-            "hf_sam_hq", "Hugging Face SamHQModel", licence="that of the model it was made from", block_norm_eps=1e-6
-        ),
-        Family("hf_sam", "Hugging Face SamModel", licence="that of the model it was made from", block_norm_eps=1e-6),
+        Family("hf_sam_hq", "Hugging Face SamHQModel", licence=_OF_ITS_SOURCE, block_norm_eps=1e-6, early_feature=True),
+        Family("hf_sam", "Hugging Face SamModel", licence=_OF_ITS_SOURCE, block_norm_eps=1e-6),
     )
 }
 """Every family that can be converted, by name."""
@@ -107,10 +105,6 @@ _EFFICIENT_SAM = r"\bfinal_output_upscaling_layers\."
 _NEW_IN_2_1 = r"\b(no_obj_embed_spatial|occlusion_spatial_embedding_parameter) "
 _IN_BOTH = r"\b(maskmem_tpos_enc|memory_temporal_positional_encoding) "
 
-_HIERA = r"\b(?:image_encoder\.trunk|vision_encoder\.backbone)\."
-_HIERA_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}
-"""Width of the first stage and number of blocks, of the image encoders of SAM 2 and SAM 2.1."""
-
 Evidence = tuple[tuple[tuple[str, ...], str], ...]
 """Patterns and the family that they tell. They are looked for in a checkpoint's listing, one line per tensor, `name
 (shape)`; the first entry all of whose patterns are found counts.
@@ -120,7 +114,7 @@ _IN_THE_DECODER: Evidence = (
     ((_OBJECT_SCORE, _HQ), "hq_sam2"),
     ((r"\btracker\.model\.interactive_sam_mask_decoder\.",), "sam3.1_tracker"),
     ((_OBJECT_SCORE, _CONV_S0, r"\btransformer\.layers\.0\.mlp\.lin1\."), "sam3_tracker"),
-    ((_OBJECT_SCORE, r"\btracker_model\."), "sam3_tracker"),
+    ((_OBJECT_SCORE, r"\b(tracker_model|vision_encoder\.backbone\.layers)\."), "sam3_tracker"),
     ((_OBJECT_SCORE, r"\b(image_encoder\.trunk\.body|spatial_perceiver)\."), "edge_tam"),
     ((_OBJECT_SCORE, _CONV_S0, _NEW_IN_2_1), "sam2.1"),
     ((_OBJECT_SCORE, _CONV_S0), "sam2"),
@@ -196,13 +190,6 @@ def recognise(text: str, naming: Naming) -> Family:
     usual, around = ("hf_sam", ()) if naming == "hf" else ("sam", _AROUND_THE_DECODER)
     evidence = (*_IN_THE_DECODER, *around)
     return FAMILIES[next((name for patterns, name in evidence if _all_found(patterns, text)), usual)]
-
-
-def size_of(text: str) -> str | None:
-    """Return which of SAM 2's image encoders is in a listing; None where there is none, or another one."""
-    width = re.search(rf"{_HIERA}patch_embed\.proj(ection)?\.weight \((\d+), 3, 7, 7\)$", text, re.MULTILINE)
-    blocks = set(re.findall(rf"{_HIERA}blocks\.(\d+)\.", text))
-    return _HIERA_SIZES.get((int(width[2]), len(blocks))) if width else None
 
 
 def version_of(family: Family, text: str) -> str | None:

@@ -20,7 +20,15 @@ OWN = "sam_jax"
 _MOST = 1024
 """More layers or masks than any decoder has. A hostile file must not get to ask for a table that fills the memory."""
 
-_MODEL_TYPES = ("sam", "sam_hq", "sam2", "sam2_video", "sam3_tracker", "sam3_tracker_video", "edgetam", "edgetam_video")
+_SAM3_VIDEO = "sam3_video"
+"""A model of two, of which one is a tracker with its own section of `config.json`."""
+_OF_NAMES = ("sam", "sam_hq", "sam2", "sam2_video")
+_OF_SETTINGS = {
+    **dict.fromkeys(("sam3_tracker", "sam3_tracker_video", _SAM3_VIDEO), "sam3_tracker"),
+    **dict.fromkeys(("edgetam", "edgetam_video"), "edge_tam"),
+}
+"""The families of models whose tensors may have just the names of `Sam2Model`."""
+_MODEL_TYPES = (*_OF_NAMES, *_OF_SETTINGS)
 """Hugging Face's models whose decoder can be converted, as `config.json` calls them."""
 
 _HF_DECODER = {
@@ -121,6 +129,9 @@ def config_from_hf(settings: Mapping[str, Any]) -> SamConfig:
       CheckpointError: if it is not of a model with SAM's decoder, or of one that computes something else.
     """
     kind = settings.get("model_type")
+    if kind == _SAM3_VIDEO:
+        settings = {"model_type": "sam3_tracker_video"} | dict(section_of(settings, "tracker_config"))
+        kind = settings["model_type"]
     if kind not in _MODEL_TYPES:
         raise CheckpointError(
             f"config.json has model_type {describe(kind)}. One of {', '.join(_MODEL_TYPES)} is wanted."
@@ -177,12 +188,15 @@ def own_metadata(config: SamConfig, encoder: EncoderConfig | None = None, family
     return {OWN: json.dumps(settings)}
 
 
-def own_family(settings: Mapping[str, Any] | None) -> Family | None:
-    """Return the family that our own settings name; None where they do not, or are none of ours.
+def family_of(settings: Mapping[str, Any] | None) -> Family | None:
+    """Return the family that our own settings name, or a `config.json`; None where they do not.
 
     Raises:
       CheckpointError: if they are damaged.
     """
+    kind = (settings or {}).get("model_type")
+    if isinstance(kind, str) and kind in _OF_SETTINGS:
+        return FAMILIES[_OF_SETTINGS[kind]]
     name = _own(settings).get("family")
     if name is None:
         return None

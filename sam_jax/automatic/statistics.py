@@ -5,7 +5,8 @@ and forgotten, and only where a low-res logit is high enough.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,8 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from sam_jax.images.resize import TracedSize, tap_matrix, taps_of
+from sam_jax.config import Postprocessing
+from sam_jax.images.resize import Axis, Taps, TracedSize, comparison, mask_axes, tap_matrix, tapped_rows, taps_of
 from sam_jax.prompts import AnyArray
 
 HEIGHT, WIDTH = 32, 128
@@ -46,20 +48,12 @@ class MaskStatistics:
     boxes: Int[Array, "*k 4"]
 
 
-class _Axis(NamedTuple):
-    """How one axis of the original image is made of low-res logits."""
-
-    low: int
-    frame: int
-    size: int | Array
-    original: int | Array
-
-    def pixels_of(self, first: Array, last: Array) -> tuple[Array, Array]:
-        """The pixels that read low-res ones from `first` to `last`, or a few more: the first, and the end."""
-        step = self.frame / self.low * self.original / self.size
-        begin = jnp.floor((first - 2) * step).astype(jnp.int32) - 2
-        end = jnp.ceil((last + 3) * step).astype(jnp.int32) + 2
-        return jnp.clip(begin, 0, self.original), jnp.clip(end, 0, self.original)
+def _pixels_of(axis: Axis, first: Array, last: Array) -> tuple[Array, Array]:
+    """The pixels that read low-res ones from `first` to `last`, or a few more: the first, and the end."""
+    step = axis.frame / axis.low * axis.original / axis.size
+    begin = jnp.floor((first - 2) * step).astype(jnp.int32) - 2
+    end = jnp.ceil((last + 3) * step).astype(jnp.int32) + 2
+    return jnp.clip(begin, 0, axis.original), jnp.clip(end, 0, axis.original)
 
 
 def count_pixels(
@@ -68,6 +62,7 @@ def count_pixels(
     input_size: TracedSize,
     original_size: TracedSize,
     image_size: tuple[int, int],
+    postprocessing: Postprocessing = "sam",
     offset: float | Float[AnyArray, ""],
 ) -> MaskStatistics:
     """Return what full-size masks would be counted to: exactly what `resize_masks` and sums give.
@@ -77,16 +72,17 @@ def count_pixels(
       input_size: height and width of the resized image, before padding; may be traced.
       original_size: height and width of the image; may be traced.
       image_size: height and width of the padded input frame.
+      postprocessing: as in `SamConfig`.
       offset: of the stability score, at least 0.
     """
-    rows, columns = (
-        _Axis(*axis) for axis in zip(logits.shape[-2:], image_size, input_size, original_size, strict=True)
-    )
+    rows, columns = mask_axes(logits, input_size, original_size, image_size, postprocessing)
     logits = logits.astype(jnp.float32)
     # A pixel is a mean of low-res logits, so that where all of them are low nothing is counted. The margin is rounding.
-    high = logits > -offset - 1e-3 * jnp.maximum(offset, 1)
-    top, bottom = rows.pixels_of(*_ends(high.any((0, 2))))
-    left, right = columns.pixels_of(*_ends(high.any((0, 1))))
+    # A cubic pixel can be higher than all that it reads.
+    high = jnp.ones(logits.shape, bool) if rows.cubic else logits > -offset - 1e-3 * jnp.maximum(offset, 1)
+    top, bottom = _pixels_of(rows, *_ends(high.any((0, 2))))
+    left, right = _pixels_of(columns, *_ends(high.any((0, 1))))
+    compare = comparison(postprocessing)
     first, last = left // WIDTH, -(-right // WIDTH)
     last = jnp.where(high.any(), last, first)
 
@@ -94,7 +90,8 @@ def count_pixels(
         wide = _widened(logits, columns, c * WIDTH)
 
         def segment(s: Array, counted: MaskStatistics) -> MaskStatistics:
-            return _merged(counted, _count_segment(wide, rows, c * WIDTH, s * SEGMENT * HEIGHT, bottom, offset))
+            place = c * WIDTH, s * SEGMENT * HEIGHT
+            return _merged(counted, _count_segment(wide, rows, *place, bottom, offset, compare))
 
         height = SEGMENT * HEIGHT
         return lax.fori_loop(top // height, -(-bottom // height), segment, counted)
@@ -120,10 +117,10 @@ def _merged(one: MaskStatistics, other: MaskStatistics) -> MaskStatistics:
     return MaskStatistics(one.outer + other.outer, one.area + other.area, one.inner + other.inner, boxes)
 
 
-def _widened(logits: Float[Array, "k my mx"], axis: _Axis, start: Array) -> Float[Array, "k rows width"]:
+def _widened(logits: Float[Array, "k my mx"], axis: Axis, start: Array) -> Float[Array, "k rows width"]:
     """The low-res rows at `WIDTH` pixels of the original width, and a row of `NOTHING` below them."""
     pixel = start + jnp.arange(WIDTH, dtype=jnp.int32)
-    index, weight = taps_of(pixel, axis.low, axis.frame, axis.size, axis.original)
+    index, weight = taps_of(pixel, axis)
 
     def reading(read: int) -> Array:
         begin = jnp.minimum(index[0, 0], axis.low - read)
@@ -143,25 +140,25 @@ def _widened(logits: Float[Array, "k my mx"], axis: _Axis, start: Array) -> Floa
 
 def _count_segment(
     wide: Float[Array, "k rows width"],
-    axis: _Axis,
+    axis: Axis,
     left: Array,
     top: Array,
     bottom: Array,
     offset: float | Float[AnyArray, ""],
+    compare: Callable[[Any, Any], Any],
 ) -> MaskStatistics:
-    """Count in the tiles of a segment, of which those from the row `bottom` on are empty."""
+    """Count in the tiles of a segment, of which those from the row `bottom` on are empty; `compare` tells the mask."""
 
     def tile(t: Array, code: Int[Array, "k height width"]) -> Int[Array, "k height width"]:
         pixel = top + t * HEIGHT + jnp.arange(HEIGHT, dtype=jnp.int32)
-        index, weight = taps_of(pixel, axis.low, axis.frame, axis.size, axis.original)
+        index, weight = taps_of(pixel, axis)
         inside = (pixel < axis.original)[:, None]
         index = jnp.where(inside, index, axis.low)
-        weight = jnp.where(inside, weight, jnp.array([1, 0, 0], weight.dtype))[None, ..., None]
-        taps = [weight[:, :, i] * jnp.take(wide, index[:, i], axis=1) for i in range(3)]
-        logit = taps[0] + taps[1] + taps[2]
+        weight = jnp.where(inside, weight, jnp.eye(1, weight.shape[1], dtype=weight.dtype))
+        logit = tapped_rows(wide, Taps(index, weight))
         here = (1 << 5) | (1 << (15 + t))  # one more in the area, and the tile's bit
         code += (logit > -offset).astype(jnp.int32)
-        code += jnp.where(logit > 0, here, 0)
+        code += jnp.where(compare(logit, 0), here, 0)
         return code + jnp.where(logit > offset, 1 << 10, 0)
 
     number = jnp.minimum(SEGMENT, -(-(bottom - top) // HEIGHT))

@@ -13,11 +13,11 @@ from sam_jax.convert.encoders import identify_encoder
 from sam_jax.convert.reader import open_checkpoint
 from sam_jax.convert.reading.stored_tensor import Checkpoint
 from sam_jax.convert.state_dict import identify, mixed_leaves, notes_on
-from sam_jax.convert.tables.families import Family, listing, size_of, version_of
+from sam_jax.convert.tables.families import listing, version_of
 from sam_jax.convert.tables.gaps import Described
 from sam_jax.convert.tables.names import is_video
 from sam_jax.convert.tables.rules import DECODER
-from sam_jax.encoders.config import EncoderConfig, title_of
+from sam_jax.encoders.config import EncoderConfig, size_of, title_of
 from sam_jax.errors import CheckpointError
 from sam_jax.files.manifest import ENCODER, Manifest, is_saved
 
@@ -79,12 +79,14 @@ def _inspect_torch(source: Source, choice: dict[str, str | None]) -> Inspection:
         found = identify(checkpoint.tensors, settings=checkpoint.settings, **choice)
     except CheckpointError as error:
         return Inspection(tuple(rows), str(error))
-    encoder, of_encoder = _inspect_encoder(checkpoint, choice)
+    encoder, of_encoder, size = _inspect_encoder(checkpoint, choice)
+    version = version_of(found.family, listing({name: tuple(x.shape) for name, x in checkpoint.tensors.items()}))
     ignored = {name: checkpoint.tensors[name] for name in found.ignored if name not in of_encoder}
     video = {name: tensor for name, tensor in ignored.items() if is_video(name)}
     rows += [
         ("family", f"{found.family.title} ({found.family.name})"),
-        *_variant(checkpoint, found.family),
+        *([("size", size)] if size else []),
+        *([("version", version)] if version else []),
         ("licence", found.family.licence),
         ("names", {"meta": "Meta's", "hf": "Hugging Face's"}[found.naming]),
         ("decoder", _summary(checkpoint.tensors[name] for name in found.sources.values())),
@@ -99,24 +101,17 @@ def _inspect_torch(source: Source, choice: dict[str, str | None]) -> Inspection:
     return Inspection(tuple(rows), f"The decoder is not whole.\n{found.gaps}" if found.gaps else None)
 
 
-def _variant(checkpoint: Checkpoint, family: Family) -> Iterator[Row]:
-    """Say which of SAM 2's models a checkpoint is of, as far as it tells."""
-    text = listing({name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()})
-    for label, value in (("size", size_of(text)), ("version", version_of(family, text))):
-        if value:
-            yield label, value
-
-
-def _inspect_encoder(checkpoint: Checkpoint, choice: dict[str, str | None]) -> tuple[str, set[str]]:
-    """Return what there is to say of a checkpoint's image encoder, and the names of its tensors where it is known."""
+def _inspect_encoder(checkpoint: Checkpoint, choice: dict[str, str | None]) -> tuple[str, set[str], str | None]:
+    """Return what there is to say of a checkpoint's image encoder, and what is known: its tensors' names, its size."""
     try:
         found = identify_encoder(checkpoint.tensors, settings=checkpoint.settings, **choice)
     except CheckpointError as error:
-        return str(error), set()
+        return str(error), set(), None
+    size = size_of(found.config)
     if found.gaps:
-        return f"It is not whole.\n{found.gaps}", set()
+        return f"It is not whole.\n{found.gaps}", set(), size
     own = [*found.sources.values()]
-    return _encoder(found.config, [checkpoint.tensors[name] for name in own]), set(own)
+    return _encoder(found.config, [checkpoint.tensors[name] for name in own]), set(own), size
 
 
 def _encoder(config: EncoderConfig | None, tensors: Iterable[Described]) -> str:

@@ -1,5 +1,7 @@
 """PyTorch's bicubic resize, which JAX's `cubic` is not: its kernel is another, and it has no clamped border."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,16 +24,18 @@ def bicubic_matrix(size: int, new_size: int) -> Float[np.ndarray, "{new_size} {s
     centres = (np.arange(new_size) + 0.5) * size / new_size - 0.5
     taps = np.floor(centres).astype(int)[:, None] + np.arange(-1, 3)
     matrix = np.zeros((new_size, size))
-    np.add.at(matrix, (np.arange(new_size)[:, None], taps.clip(0, size - 1)), _kernel(np.abs(centres[:, None] - taps)))
+    np.add.at(
+        matrix, (np.arange(new_size)[:, None], taps.clip(0, size - 1)), cubic_kernel(np.abs(centres[:, None] - taps))
+    )
     return matrix
 
 
-def _kernel(distance: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-    """The cubic convolution kernel (Keys, 1981) for distances from 0 to 2 pixels."""
+def cubic_kernel(distance: Any, xp: Any = np) -> Any:
+    """Return the cubic convolution kernel (Keys, 1981) at distances from 0 to 2 pixels, by NumPy or JAX (`xp`)."""
     a, d = SHARPNESS, distance
-    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-    far = a * (d**3 - 5 * d**2 + 8 * d - 4)
-    return np.where(d <= 1, near, far)
+    near = ((a + 2) * d - (a + 3)) * d**2 + 1
+    far = a * (d - 1) * (d - 2) ** 2  # multiplied out, it would lose digits beside 2
+    return xp.where(d <= 1, near, far)
 
 
 def resize_bicubic(x: Float[Array, "h w c"], size: tuple[int, int]) -> Float[Array, "{size[0]} {size[1]} c"]:

@@ -122,6 +122,10 @@ VIT_L = ViTConfig(width=1024, depth=24, heads=16, mlp_width=4096, global_blocks=
 """`vit_l` of the official package."""
 VIT_H = ViTConfig(width=1280, depth=32, heads=16, mlp_width=5120, global_blocks=(7, 15, 23, 31))
 """`vit_h` of the official package."""
+SLIM_SAM_50 = dataclasses.replace(VIT_B, width=384, mlp_width=1536)
+"""The encoder of SlimSAM, half of whose channels are pruned."""
+SLIM_SAM_77 = dataclasses.replace(VIT_B, width=168, mlp_width=696)
+"""The same with 77 % pruned."""
 EFFICIENT_SAM_TI = ViTConfig(
     width=192,
     heads=3,
@@ -470,9 +474,40 @@ KINDS: dict[str, type[EncoderConfig]] = {
 }
 """The kinds of encoder: Meta's ViT, MobileSAM's TinyViT, EfficientViT-SAM's, and SAM 2's Hiera."""
 
+SIZES: dict[str, EncoderConfig] = {
+    "ViT-B": VIT_B,
+    "ViT-L": VIT_L,
+    "ViT-H": VIT_H,
+    "50 % pruned": SLIM_SAM_50,
+    "77 % pruned": SLIM_SAM_77,
+    "Ti": EFFICIENT_SAM_TI,
+    "S": EFFICIENT_SAM_S,
+    "l0": EFFICIENT_VIT_L0,
+    "l1": EFFICIENT_VIT_L1,
+    "l2": EFFICIENT_VIT_L2,
+    "xl0": EFFICIENT_VIT_XL0,
+    "xl1": EFFICIENT_VIT_XL1,
+    "tiny": HIERA_TINY,
+    "small": HIERA_SMALL,
+    "base_plus": HIERA_BASE_PLUS,
+    "large": HIERA_LARGE,
+}
+"""Published encoders of families that have several, by their sizes' names."""
+
+_WITHOUT_TENSORS = {"image_size", "grid_size", "prompt_frame", "preprocessing", "dtype", "early_feature", "remat"}
+"""Settings by which no encoder has other weights."""
 
 _MOST_BLOCKS = 1024
 """More than any encoder has. A hostile file must not get to ask for settings that fill the memory."""
+
+
+def size_of(config: EncoderConfig) -> str | None:
+    """Return which of `SIZES` an encoder has, whatever the size of its images; None for another one."""
+
+    def parts(config: EncoderConfig) -> dict[str, Any]:
+        return {name: value for name, value in config_to_dict(config).items() if name not in _WITHOUT_TENSORS}
+
+    return next((name for name, known in SIZES.items() if parts(known) == parts(config)), None)
 
 
 def title_of(config: EncoderConfig) -> str:

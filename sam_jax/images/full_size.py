@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from sam_jax.batch.decode import is_readable
+from sam_jax.config import Postprocessing
 from sam_jax.errors import describe
-from sam_jax.images.resize import TracedSize, resize_on_device
+from sam_jax.images.resize import TracedSize, comparison, resize_on_device
 from sam_jax.images.run_lengths import coco_run_lengths
 from sam_jax.images.size import Size
 from sam_jax.images.tiles import pays, resize_by_tiles
@@ -28,6 +29,7 @@ def resize_masks(
     input_size: TracedSize,
     original_size: Size,
     image_size: Size | None = None,
+    postprocessing: Postprocessing = "sam",
 ) -> Float[Array, "*batch height width"]:
     """Return logits at the original size: what bilinear to the frame, crop, bilinear to the original gives, in one
     step.
@@ -40,10 +42,13 @@ def resize_masks(
       input_size: height and width of the resized image, before padding; may be traced.
       original_size: height and width of the result.
       image_size: height and width of the padded input frame; 4 times the logits' if not given.
+      postprocessing: the rule of the decoder's family, `model.config.postprocessing`. SAM 2's is one bilinear step and
+        EfficientSAM's one bicubic step; of both, `input_size` and `image_size` are not looked at.
     """
     if logits.ndim < 2:
         raise ValueError(f"logits must be [..., 4h, 4w], got {describe(logits)}.")
-    sizes: Any = {"input_size": input_size, "original_size": original_size, "image_size": image_size}
+    sizes: Any = {"input_size": input_size, "original_size": original_size}
+    sizes |= {"image_size": image_size, "postprocessing": postprocessing}
     if logits.dtype.itemsize > 4 or not all(map(is_readable, (logits, *input_size))):
         return resize_on_device(logits, **sizes)
     flat = logits.reshape(-1, *logits.shape[-2:])
@@ -56,6 +61,7 @@ def binary_masks(
     input_size: Size,
     original_size: Size,
     image_size: Size | None = None,
+    postprocessing: Postprocessing = "sam",
     threshold: float = 0.0,
     packed: bool = False,
     chunk: int = 4,
@@ -67,12 +73,14 @@ def binary_masks(
       input_size: height and width of the resized image, before padding.
       original_size: height and width of the result.
       image_size: height and width of the padded input frame; 4 times the logits' if not given.
-      threshold: a pixel is in the mask where its logit is above.
+      postprocessing: the rule of the decoder's family, as for `resize_masks`.
+      threshold: a pixel is in the mask where its logit is above; by EfficientSAM's rule, where it is at least this.
       packed: pack each row's pixels into bytes, an eighth of the memory; `numpy.unpackbits(..., axis=-1, count=width)`
         unpacks.
       chunk: masks that exist as floats at once, where a program is compiled for the size.
     """
-    sizes: Any = {"input_size": input_size, "original_size": original_size, "image_size": image_size}
+    sizes: Any = {"input_size": input_size, "original_size": original_size}
+    sizes |= {"image_size": image_size, "postprocessing": postprocessing}
     number = int(np.prod(logits.shape[:-2]))
     if not is_readable(logits) or logits.dtype.itemsize > 4 or pays(number, *map(_hashable, sizes.values())):
         return _masks_on_device(logits, threshold=threshold, packed=packed, chunk=chunk, **sizes)
@@ -81,12 +89,13 @@ def binary_masks(
     return jax.device_put(masks.reshape(*logits.shape[:-2], *masks.shape[1:]))
 
 
-def _hashable(size: Any) -> tuple[int, ...] | None:
-    return None if size is None else tuple(map(int, size))
+def _hashable(size: Any) -> tuple[int, ...] | str | None:
+    return size if size is None or isinstance(size, str) else tuple(map(int, size))
 
 
 @functools.partial(
-    jax.jit, static_argnames=("input_size", "original_size", "image_size", "threshold", "packed", "chunk")
+    jax.jit,
+    static_argnames=("input_size", "original_size", "image_size", "postprocessing", "threshold", "packed", "chunk"),
 )
 def _masks_on_device(
     logits: Float[AnyArray, "*batch my mx"],
@@ -94,6 +103,7 @@ def _masks_on_device(
     input_size: Size,
     original_size: Size,
     image_size: Size | None,
+    postprocessing: Postprocessing,
     threshold: float,
     packed: bool,
     chunk: int,
@@ -101,8 +111,14 @@ def _masks_on_device(
     """Return `binary_masks` by a program for these sizes, `chunk` masks at a time."""
 
     def full_size(part: Float[AnyArray, "k my mx"]) -> Array:
-        resized = resize_on_device(part, input_size=input_size, original_size=original_size, image_size=image_size)
-        masks = resized > threshold
+        resized = resize_on_device(
+            part,
+            input_size=input_size,
+            original_size=original_size,
+            image_size=image_size,
+            postprocessing=postprocessing,
+        )
+        masks = comparison(postprocessing)(resized, threshold)
         return jnp.packbits(masks, axis=-1) if packed else masks
 
     batch, flat = logits.shape[:-2], logits.reshape(-1, *logits.shape[-2:])
@@ -128,6 +144,7 @@ def rle_masks(
     input_size: Size,
     original_size: Size,
     image_size: Size | None = None,
+    postprocessing: Postprocessing = "sam",
     threshold: float = 0.0,
     chunk: int = 4,
 ) -> Iterator[dict[str, Any]]:
@@ -142,6 +159,7 @@ def rle_masks(
             input_size=input_size,
             original_size=original_size,
             image_size=image_size,
+            postprocessing=postprocessing,
             threshold=threshold,
             chunk=chunk,
         )

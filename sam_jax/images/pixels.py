@@ -21,7 +21,6 @@ from sam_jax.decoder.features import Features, map_shapes, maps_of
 from sam_jax.decoder.model import MaskPrediction, Sam, Variables
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.errors import describe
-from sam_jax.images.bicubic import bicubic_masks
 from sam_jax.images.preprocess import prepare, size_in_frame
 from sam_jax.images.read import rgb_pixels
 from sam_jax.images.resize import mask_sizes, mask_to_prompt, to_input_frame, to_original_image
@@ -189,8 +188,6 @@ def full_size_masks(
       image: only its sizes are read.
       logits: low-res logits.
     """
-    if config.postprocessing == "efficient_sam":
-        return bicubic_masks(logits, image.original_size)
     sizes = mask_sizes(config, image.input_size)
     return resize_by_tiles(logits, original_size=image.original_size, threshold=0.0, **sizes)
 
@@ -239,8 +236,8 @@ def _mask_logits(config: SamConfig, image: EncodedImage, mask: Any) -> AnyArray:
         raise ValueError(
             f"A mask of bools must have the image's height and width {image.original_size}, got {describe(mask)}."
         )
-    logits = mask_to_prompt(mask, mask_size=config.mask_size, **mask_sizes(config, image.input_size))
-    return np.asarray(logits)
+    sizes: Any = {"input_size": image.input_size, "mask_size": config.mask_size, "image_size": config.image_size}
+    return np.asarray(mask_to_prompt(mask, **sizes))
 
 
 def _check_inside(image: EncodedImage, prompts: Prompts) -> None:

@@ -5,7 +5,9 @@ The official code is `segment_anything/utils/transforms.py` and `Sam.postprocess
 
 import functools
 import math
-from typing import Any, NamedTuple
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from sam_jax.config import SamConfig
+from sam_jax.config import Postprocessing, SamConfig
+from sam_jax.encoders.bicubic import cubic_kernel
 from sam_jax.errors import describe
 from sam_jax.images.size import Size
 from sam_jax.prompts import AnyArray, Ragged
@@ -39,17 +42,18 @@ def input_size_for(original_size: Size, image_size: Size = (1024, 1024)) -> Size
 
 
 def mask_sizes(config: SamConfig, input_size: TracedSize) -> dict[str, Any]:
-    """Return `input_size` and `image_size` by which functions of low-res logits bring them to an image's size.
-
-    In SAM, logits go through the input frame. In SAM 2 they do not: the frame is as small as they are.
+    """Return what functions of low-res logits take, beside the image's size, to bring them to it by the family's rule.
 
     Args:
       config: settings of the decoder.
       input_size: height and width of the resized image in the input frame, before padding.
     """
-    if config.postprocessing == "sam2":
-        return {"input_size": config.mask_size, "image_size": config.mask_size}
-    return {"input_size": input_size, "image_size": config.image_size}
+    return {"input_size": input_size, "image_size": config.image_size, "postprocessing": config.postprocessing}
+
+
+def comparison(postprocessing: Postprocessing) -> Callable[[Any, Any], Any]:
+    """Return how a logit compares with the threshold where a pixel is in the mask: in EfficientSAM it may be equal."""
+    return operator.ge if postprocessing == "efficient_sam" else operator.gt
 
 
 def to_input_frame(coordinates: Ragged, *, original_size: TracedSize, input_size: TracedSize) -> Float[Array, "*n xy"]:
@@ -137,21 +141,17 @@ def resize_on_device(
     input_size: TracedSize,
     original_size: Size,
     image_size: Size | None = None,
+    postprocessing: Postprocessing = "sam",
 ) -> Float[Array, "*batch height width"]:
     """Do what `sam_jax.resize_masks` does inside a transformation: a program for each original size."""
     if logits.ndim < 2:
         raise ValueError(f"logits must be [..., 4h, 4w], got {describe(logits)}.")
-    my, mx = logits.shape[-2:]
-    frame = image_size or (4 * my, 4 * mx)
-    height, width = original_size
-    rows, row_weights = taps_of(jnp.arange(height, dtype=np.int32), my, frame[0], input_size[0], height)
-    columns, column_weights = taps_of(jnp.arange(width, dtype=np.int32), mx, frame[1], input_size[1], width)
-    # Measured on two cores: products along the width, then three taps along the height.
+    axes = mask_axes(logits, input_size, original_size, image_size, postprocessing)
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    wide = _widened(logits.astype(dtype), columns, column_weights.astype(dtype))
-    row_weights = jnp.expand_dims(row_weights.astype(dtype), tuple(range(wide.ndim - 2)))
-    taps = [row_weights[..., k, None] * jnp.take(wide, rows[:, k], axis=-2) for k in range(3)]
-    return taps[0] + taps[1] + taps[2]
+    rows, columns = (taps_of(jnp.arange(axis.original, dtype=np.int32), axis) for axis in axes)
+    # Measured on two cores: products along the width, then a few taps along the height.
+    wide = _widened(logits.astype(dtype), columns.pixel, columns.weight.astype(dtype))
+    return tapped_rows(wide, Taps(rows.pixel, rows.weight.astype(dtype)))
 
 
 def enlarge(logits: Float[AnyArray, "*batch my mx"], size: tuple[int, ...]) -> Float[Array, "*batch height width"]:
@@ -169,7 +169,7 @@ def enlarge(logits: Float[AnyArray, "*batch my mx"], size: tuple[int, ...]) -> F
 
 
 def _widened(
-    logits: Float[AnyArray, "*batch my mx"], columns: Int[AnyArray, "w 3"], weights: Float[AnyArray, "w 3"]
+    logits: Float[AnyArray, "*batch my mx"], columns: Int[AnyArray, "w taps"], weights: Float[AnyArray, "w taps"]
 ) -> Float[Array, "*batch my w"]:
     """Resize each row: products with the matrix of the taps, a part of the columns at a time.
 
@@ -188,33 +188,85 @@ def _widened(
     return jax.lax.optimization_barrier(jnp.concatenate(parts, -1))
 
 
-def tap_matrix(index: Int[AnyArray, "w 3"], weight: Float[AnyArray, "w 3"], read: int) -> Float[Array, "w read"]:
+class Axis(NamedTuple):
+    """How one axis of the original image is made of low-res logits.
+
+    Attributes:
+      low: length of the low-res logits.
+      frame: that of the padded input frame.
+      size: that of the resized image in it; may be traced, as the next.
+      original: that of the original image.
+      cubic: bicubic from the low-res logits, whatever the frame; otherwise bilinear to the frame, and from there again.
+    """
+
+    low: int
+    frame: int
+    size: int | Array
+    original: int | Array
+    cubic: bool = False
+
+
+def mask_axes(
+    logits: Float[AnyArray, "*batch my mx"],
+    input_size: TracedSize,
+    original_size: TracedSize,
+    image_size: Size | None,
+    postprocessing: Postprocessing,
+) -> list[Axis]:
+    """Return how the height and the width of the original image are made; the arguments are `sam_jax.resize_masks`'.
+
+    By any other rule than SAM's, logits do not go through the input frame: it is as small as they are.
+
+    Raises:
+      ValueError: if there is no such rule.
+    """
+    if postprocessing not in get_args(Postprocessing):
+        choices = ", ".join(get_args(Postprocessing))
+        raise ValueError(f"postprocessing must be one of {choices}, got {describe(postprocessing)}.")
+    low: Any = logits.shape[-2:]
+    frame = image_size or (4 * low[0], 4 * low[1])
+    if postprocessing != "sam":
+        frame, input_size = low, low
+    cubic = postprocessing == "efficient_sam"
+    return [Axis(*lengths, cubic) for lengths in zip(low, frame, input_size, original_size, strict=True)]
+
+
+class Taps(NamedTuple):
+    """Of one axis: the few low-res pixels that each pixel reads, and their weights."""
+
+    pixel: Int[AnyArray, "*n taps"]
+    weight: Float[AnyArray, "*n taps"]
+
+
+def tap_matrix(index: Int[AnyArray, "w taps"], weight: Float[AnyArray, "w taps"], read: int) -> Float[Array, "w read"]:
     """Return the matrix whose product with `read` low-res pixels takes these taps of them."""
     return (jax.nn.one_hot(index, read, dtype=weight.dtype) * weight[..., None]).sum(1)
 
 
-class Taps(NamedTuple):
-    """Of one axis: the three low-res pixels that each pixel reads, and their weights."""
-
-    pixel: Int[AnyArray, "*n 3"]
-    weight: Float[AnyArray, "*n 3"]
+def tapped_rows(wide: Float[AnyArray, "*batch my w"], taps: Taps) -> Float[Array, "*batch n w"]:
+    """Return the rows that these taps of low-res rows make."""
+    weight = jnp.expand_dims(taps.weight, tuple(range(wide.ndim - 2)))
+    first, *others = (
+        weight[..., k, None] * jnp.take(wide, taps.pixel[:, k], axis=-2) for k in range(taps.pixel.shape[-1])
+    )
+    return sum(others, first)
 
 
 @functools.lru_cache(64)
-def axis_taps(low: int, frame: int, size: int, original: int) -> Taps:
-    """Return the taps of one axis on the host; the arguments are those of `coverage`."""
-    index, weight = taps_of(np.arange(original, dtype=np.int32), low, frame, size, original, np)
+def axis_taps(axis: Axis) -> Taps:
+    """Return the taps of all pixels of one axis on the host."""
+    index, weight = taps_of(np.arange(int(axis.original), dtype=np.int32), axis, np)
     return Taps(index.astype(np.int32), weight.astype(np.float32))
 
 
-def taps_of(
-    pixel: Int[AnyArray, " n"], low: int, frame: int, size: int | Array, original: int | Array, xp: Any = jnp
-) -> Taps:
-    """Return the taps of some pixels of one axis of the original image.
+def taps_of(pixel: Int[AnyArray, " n"], axis: Axis, xp: Any = jnp) -> Taps:
+    """Return the taps of some pixels of one axis of the original image."""
+    return _cubic_taps(pixel, axis, xp) if axis.cubic else _linear_taps(pixel, axis, xp)
 
-    An original pixel reads two frame pixels within the crop, and each of those two low-res pixels, neighbours of each
-    other. The other arguments are those of `coverage`.
-    """
+
+def _linear_taps(pixel: Int[AnyArray, " n"], axis: Axis, xp: Any) -> Taps:
+    """Three taps: a pixel reads two frame pixels in the crop, and each of those two low-res pixels, which overlap."""
+    low, frame, size, original, _ = axis
     if low > frame:
         raise ValueError(f"The input frame must be at least as large as the logits, got {frame} for {low}.")
     near, far, share = _bilinear(pixel, original, size, xp)
@@ -226,6 +278,16 @@ def taps_of(
         for index, amount in ((first, 1 - part), (second, part)):
             weights += xp.where((index - base)[:, None] == three, (weight * amount)[:, None], np.float32(0))
     return Taps(xp.minimum(base[:, None] + three, low - 1), weights)
+
+
+def _cubic_taps(pixel: Int[AnyArray, " n"], axis: Axis, xp: Any) -> Taps:
+    """Four taps, as in `bicubic_matrix`; the place is counted as in `_bilinear`."""
+    place, unit = (2 * pixel + 1) * axis.low - axis.original, 2 * axis.original
+    first = place // unit
+    share = (place - first * unit).astype(np.float32) / xp.float32(unit)
+    four = xp.arange(-1, 3, dtype=np.int32)[None]
+    weights = cubic_kernel(xp.abs(share[:, None] - four.astype(np.float32)), xp)
+    return Taps(xp.clip(first[:, None] + four, 0, axis.low - 1), weights)
 
 
 def _bilinear(

@@ -8,6 +8,7 @@ compile: it pays after about a thousand masks of one size.
 import collections
 import functools
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from sam_jax.images.resize import Taps, axis_taps, tap_matrix
+from sam_jax.config import Postprocessing
+from sam_jax.images.resize import Taps, axis_taps, comparison, mask_axes, tap_matrix, tapped_rows
 from sam_jax.images.size import Size
 from sam_jax.prompts import AnyArray
 
@@ -45,22 +47,24 @@ def resize_by_tiles(
     input_size: Size,
     original_size: Size,
     image_size: Size | None = None,
+    postprocessing: Postprocessing = "sam",
     threshold: float | None = None,
 ) -> Float[np.ndarray, "n height width"] | Bool[np.ndarray, "n height width"]:
-    """Return what `resize_masks` returns, on the host; with a threshold, where it is above that."""
-    my, mx = logits.shape[-2:]
-    frame = image_size or (4 * my, 4 * mx)
+    """Return what `resize_masks` returns, on the host; with a threshold, what `binary_masks` returns."""
+    mx = logits.shape[-1]
     height, width = original_size
     side = 1 << max(9, (max(original_size) - 1).bit_length())  # a program is for images of up to this side
-    rows = _in_tiles(axis_taps(my, frame[0], int(input_size[0]), height), HEIGHT, side)
-    columns = _in_tiles(axis_taps(mx, frame[1], int(input_size[1]), width), WIDTH, side)
+    whole = int(input_size[0]), int(input_size[1])
+    axes = mask_axes(logits, whole, original_size, image_size, postprocessing)
+    rows, columns = (_in_tiles(axis_taps(axis), n, side) for axis, n in zip(axes, (HEIGHT, WIDTH), strict=True))
     down, across = -(-height // HEIGHT), -(-width // WIDTH)
     # The low-res columns that a tile reads: few, unless the image is narrow.
     read = min(mx, 4 * WIDTH * mx // side + 8) if 4 * width >= side else mx
     half = -(-across // 2)
     # The bytes of room are touched, so that they are few; and small images share it, so that the programs are few.
     room = 1 << max(4, (down * half - 1).bit_length())
-    program = functools.partial(_tiles, room=room, read=read, binary=threshold is not None)
+    compare = None if threshold is None else comparison(postprocessing)
+    program = functools.partial(_tiles, room=room, read=read, compare=compare)
     masks = _aligned((len(logits), height, width), np.float32 if threshold is None else np.bool_)
 
     def make(first: int, left: int, count: int) -> None:
@@ -90,10 +94,11 @@ def _in_tiles(taps: Taps, length: int, side: int) -> Taps:
     """The taps of one axis, filled up to `side` pixels and grouped by tiles."""
     more = ((0, side - len(taps.pixel)), (0, 0))
     index, weight = np.pad(taps.pixel, more, mode="edge"), np.pad(taps.weight, more)
-    return Taps(index.reshape(-1, length, 3), weight.reshape(-1, length, 3))
+    number = index.shape[-1]
+    return Taps(index.reshape(-1, length, number), weight.reshape(-1, length, number))
 
 
-@functools.partial(jax.jit, static_argnames=("room", "read", "binary"))
+@functools.partial(jax.jit, static_argnames=("room", "read", "compare"))
 def _tiles(
     logits: Float[AnyArray, "k my mx"],
     rows: Any,
@@ -103,10 +108,13 @@ def _tiles(
     threshold: float | Float[AnyArray, ""],
     room: int,
     read: int,
-    binary: bool,
+    compare: Callable[[Any, Any], Any] | None,
 ) -> Array:
-    """Room for tiles, of which `down` x `across` are made, column by column; what is behind them is anything."""
-    tiles = jax.lax.empty((len(logits), room, HEIGHT, WIDTH), jnp.bool_ if binary else jnp.float32)
+    """Room for tiles, of which `down` x `across` are made, column by column; what is behind them is anything.
+
+    They are logits, or with a comparison where these stand it with the threshold.
+    """
+    tiles = jax.lax.empty((len(logits), room, HEIGHT, WIDTH), jnp.bool_ if compare else jnp.float32)
 
     def column(c: Array, tiles: Array) -> Array:
         index, weight = columns.pixel[c], columns.weight[c]
@@ -117,10 +125,8 @@ def _tiles(
         wide = jax.lax.optimization_barrier(wide)  # otherwise XLA would multiply again in each tap
 
         def tile(r: Array, tiles: Array) -> Array:
-            index, weight = rows.pixel[r], rows.weight[r][None, ..., None]
-            taps = [weight[:, :, k] * jnp.take(wide, index[:, k], axis=1) for k in range(3)]
-            resized = taps[0] + taps[1] + taps[2]
-            made = (resized > threshold if binary else resized)[:, None]
+            resized = tapped_rows(wide, Taps(rows.pixel[r], rows.weight[r]))
+            made = (compare(resized, threshold) if compare else resized)[:, None]
             return jax.lax.dynamic_update_slice(tiles, made, (0, c * down + r, 0, 0))
 
         return jax.lax.fori_loop(0, down, tile, tiles)

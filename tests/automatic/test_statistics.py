@@ -10,6 +10,7 @@ import pytest
 
 from sam_jax import resize_masks
 from sam_jax.automatic.statistics import count_pixels
+from sam_jax.config import Postprocessing
 from sam_jax.images.resize import input_size_for
 
 SIZES = [(200, 301), (61, 1500), (1201, 33), (1, 1), (3, 700), (128, 128), (640, 480), (1100, 260)]
@@ -24,9 +25,17 @@ def blobs(number: int, side: int, seed: int) -> np.ndarray:
     return logits
 
 
-def expected(logits: np.ndarray, size: tuple[int, int], frame: tuple[int, int], offset: float) -> dict[str, Any]:
+def expected(
+    logits: np.ndarray, size: tuple[int, int], frame: tuple[int, int], offset: float, rule: Postprocessing = "sam"
+) -> dict[str, Any]:
     full = np.asarray(
-        resize_masks(logits, input_size=input_size_for(size, frame), original_size=size, image_size=frame)
+        resize_masks(
+            logits,
+            input_size=input_size_for(size, frame),
+            original_size=size,
+            image_size=frame,
+            postprocessing=rule,
+        )
     )
     counts = {name: (full > at).sum((1, 2)) for name, at in (("outer", -offset), ("area", 0), ("inner", offset))}
     boxes = np.zeros((len(full), 4), int)
@@ -37,18 +46,36 @@ def expected(logits: np.ndarray, size: tuple[int, int], frame: tuple[int, int], 
     return counts | {"boxes": boxes}
 
 
-@pytest.mark.parametrize(("side", "frame"), [(32, (128, 128)), (256, (1024, 1024))])
-def test_what_full_size_masks_give_by_one_program_for_all_sizes(side: int, frame: tuple[int, int]) -> None:
-    count = jax.jit(functools.partial(count_pixels, image_size=frame))
+@pytest.mark.parametrize(
+    ("side", "frame", "rule"),
+    [(32, (128, 128), "sam"), (256, (1024, 1024), "sam"), (32, (128, 128), "efficient_sam")],
+)
+def test_what_full_size_masks_give_by_one_program_for_all_sizes(
+    side: int, frame: tuple[int, int], rule: Postprocessing
+) -> None:
+    count = jax.jit(functools.partial(count_pixels, image_size=frame, postprocessing=rule))
     for seed, size in enumerate(SIZES):
         logits = blobs(4, side, seed)
         offset = float(seed % 3)
         sizes = {"input_size": input_size_for(size, frame), "original_size": size}
         counted = count(logits, offset=offset, **sizes)
-        for name, want in expected(logits, size, frame, offset).items():
+        for name, want in expected(logits, size, frame, offset, rule).items():
             difference = np.abs(np.asarray(getattr(counted, name)) - want).max()
             assert difference <= (1 if name != "boxes" else 0), (name, size)  # a pixel on the threshold
     assert count._cache_size() == 1
+
+
+def test_a_cubic_pixel_is_higher_than_all_that_it_reads() -> None:
+    """Of a low ridge between valleys: nowhere is a logit above 0, and yet there are pixels in the mask."""
+    logits = np.full((1, 16, 16), -100.0, np.float32)
+    logits[:, :, 7:9] = -1
+    sizes: Any = {"input_size": (64, 64), "original_size": (40, 48), "image_size": (64, 64), "offset": 0.7}
+    counted = count_pixels(jnp.asarray(logits), postprocessing="efficient_sam", **sizes)
+    want = expected(logits, (40, 48), (64, 64), 0.7, "efficient_sam")
+    assert want["area"][0] > 0
+    for name, value in want.items():
+        np.testing.assert_array_equal(getattr(counted, name), value)
+    assert count_pixels(jnp.asarray(logits), **sizes).area == 0
 
 
 def test_masks_without_a_pixel_and_full_ones() -> None:

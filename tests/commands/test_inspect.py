@@ -13,9 +13,23 @@ from random_model import FAMILIES as SETTINGS
 from sam2_names import FAMILIES, LISTS, SIZES
 
 from sam_jax.commands.inspect import Inspection, inspect
-from sam_jax.config import TINY
+from sam_jax.config import TINY, SamConfig
+from sam_jax.convert.encoders import TABLES
 from sam_jax.convert.tables.names import official
 from sam_jax.convert.tables.rules import torch_shapes
+from sam_jax.encoders.config import (
+    EFFICIENT_SAM_S,
+    EFFICIENT_SAM_TI,
+    HIERA_LARGE,
+    SLIM_SAM_50,
+    SLIM_SAM_77,
+    TINY_VIT,
+    VIT_B,
+    VIT_L,
+    kind_of,
+    title_of,
+)
+from sam_jax.encoders.config import SIZES as SIZES_OF_ENCODERS
 
 SPATIAL = "no_obj_embed_spatial"
 
@@ -125,6 +139,46 @@ def test_relatives(family, shapes, path):
     assert rows["ignored"] == "none"
     assert rows["hq"] == str("HQ" in family)
     assert rows["high_resolution"] == str("SAM 2" in family or "EdgeTAM" in family or "SAM 3" in family)
+
+
+EFFICIENT_SAM = SamConfig(**SETTINGS["efficient_sam"])
+WHOLE = {
+    "Segment Anything, ViT-L (sam_vit_l)": [(SamConfig(), VIT_L, "ViT-L")],
+    "SAM-HQ (sam_hq)": [
+        (SamConfig(hq=True, early_width=768), VIT_B, "ViT-B"),
+        (SamConfig(hq=True, early_width=160), TINY_VIT, None),
+    ],
+    "HQ-SAM 2 (hq_sam2)": [(SamConfig(**SETTINGS["hq_sam2"]), HIERA_LARGE, "large")],
+    "MobileSAM (mobile_sam)": [(SamConfig(), TINY_VIT, None)],
+    "SlimSAM (slim_sam)": [(SamConfig(), SLIM_SAM_50, "50 % pruned"), (SamConfig(), SLIM_SAM_77, "77 % pruned")],
+    "EfficientSAM (efficient_sam)": [(EFFICIENT_SAM, EFFICIENT_SAM_TI, "Ti"), (EFFICIENT_SAM, EFFICIENT_SAM_S, "S")],
+    "EfficientViT-SAM (efficientvit_sam)": [
+        (SamConfig(), SIZES_OF_ENCODERS[size], size) for size in ("l0", "l1", "l2", "xl0", "xl1")
+    ],
+}
+"""Decoders and encoders of published checkpoints; TinyViT has one size."""
+
+
+@pytest.mark.parametrize(
+    ("family", "decoder", "encoder", "size"), [(family, *one) for family, several in WHOLE.items() for one in several]
+)
+def test_whole_checkpoints(family, decoder, encoder, size, path):
+    shapes = torch_shapes(decoder) | torch_shapes(encoder, "meta", TABLES[kind_of(encoder)])
+    if decoder.object_score:
+        shapes = {official(name, "meta"): shape for name, shape in shapes.items()}
+    found = look(path, shapes)
+    rows = dict(found.rows)
+    assert (rows["family"], rows.get("size"), found.problem) == (family, size, None)
+    assert rows["image encoder"].startswith(f"{title_of(encoder)} of ")
+    assert rows["ignored"] == "none"
+    assert not {"version", "for video only"} & rows.keys()
+
+
+def test_an_encoder_that_is_not_whole_has_a_size(path):
+    shapes = {n: s for n, s in LISTS["sam2.1 tiny"].items() if n != "image_encoder.trunk.blocks.3.norm1.bias"}
+    rows = dict(look(path, shapes).rows)
+    assert rows["size"] == "tiny"
+    assert rows["image encoder"] == ("It is not whole.\n1 missing:\n  image_encoder.trunk.blocks.3.norm1.bias (192,)")
 
 
 def test_what_is_missing(path):

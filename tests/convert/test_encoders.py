@@ -30,6 +30,8 @@ from sam_jax.encoders.config import (
     EFFICIENT_VIT_XL0,
     EFFICIENT_VIT_XL1,
     LITE_MEDSAM,
+    SLIM_SAM_50,
+    SLIM_SAM_77,
     TINY_VIT,
     VIT_B,
     VIT_H,
@@ -55,10 +57,7 @@ VITS = {
     "other sizes": dataclasses.replace(VIT_TINY, heads=4, mlp_width=64, patch_size=8, out_width=24),
 }
 PRESETS = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
-SLIM = {
-    "SlimSAM 50": dataclasses.replace(VIT_B, width=384, mlp_width=1536),
-    "SlimSAM 77": dataclasses.replace(VIT_B, width=168, mlp_width=696),
-}
+SLIM = {"SlimSAM 50": SLIM_SAM_50, "SlimSAM 77": SLIM_SAM_77}
 TINY_VITS = {"small": SMALL, "other ratio": dataclasses.replace(SMALL, ratio=2), "mobile_sam": TINY_VIT}
 EFFICIENT = EfficientViTConfig(
     widths=(4, 8, 12, 16, 24), depths=(1, 1, 2, 1, 2), head_width=8, neck_width=20, neck_depth=1, out_width=16
@@ -355,6 +354,7 @@ def test_two_encoders_are_refused():
             "image_encoder.backbone.input_stem.x",
             r"The checkpoint's image encoder \(EfficientViT-SAM\) cannot be converted",
         ),
+        ("detector.backbone.vision_backbone.trunk.x", r"The checkpoint's image encoder \(SAM 3\) cannot be converted"),
         ("image_encoder.trunk.body.0.norm1.weight", "Of its 1 tensors, the first are image_encoder.trunk.body.0"),
     ],
 )

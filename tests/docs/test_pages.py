@@ -21,7 +21,7 @@ def after_the_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", ["images.md", "automatic.md", "scale.md", "exported.md", "page.md"])
+@pytest.mark.parametrize("page", ["images.md", "families.md", "automatic.md", "scale.md", "exported.md", "page.md"])
 def test_the_code_of_a_page_runs(page: str, after_the_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(after_the_demo)
     code = blocks(f"docs/{page}", "python")

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import blocks
+from pages import ROOT, blocks
 from torch_writer import write_torch_zip
 
 from sam_jax.commands.random_weights import random_state_dict
 from sam_jax.config import TINY, SamConfig
 from sam_jax.convert import own_metadata, write_tensors
+from sam_jax.convert.download import PUBLISHED
+from sam_jax.convert.hub import Repository
 
 
 def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +54,18 @@ def test_the_commands_of_the_readme_exist() -> None:
     used = set(re.findall(r"^(?:.*&& )?sam-jax (\w+)", "\n".join(blocks("README.md", "sh")), re.M))
     assert used
     assert used <= set(COMMANDS)
+
+
+def test_the_names_of_checkpoints_load() -> None:
+    """All that the page of families lists, and of these the README: published ones, and repositories of the Hub."""
+
+    def names_in(file: str, heading: str) -> set[str]:
+        table = (ROOT / file).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+        rows = [line.rstrip(" |").rpartition("|")[2] for line in table.splitlines() if line.startswith("|")]
+        return set(re.findall(r"`([^`]+)`", " ".join(rows)))
+
+    listed = names_in("docs/families.md", "Names")
+    repositories = {name for name in listed if "/" in name}
+    assert listed - repositories == set(PUBLISHED)
+    assert all(Repository.parse(name) == (name, "main") for name in repositories)
+    assert names_in("README.md", "Families") < listed

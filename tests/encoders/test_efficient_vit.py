@@ -1,11 +1,10 @@
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_encoder import noise, random_variables
+from random_encoder import SMALL_EFFICIENT_VIT, noise, random_variables
 
 from sam_jax.encoders.bicubic import bicubic_matrix, resize_bicubic
 from sam_jax.encoders.config import (
@@ -14,22 +13,10 @@ from sam_jax.encoders.config import (
     EFFICIENT_VIT_L2,
     EFFICIENT_VIT_XL0,
     EFFICIENT_VIT_XL1,
-    EfficientViTConfig,
 )
 from sam_jax.encoders.efficient_vit import EfficientViT, GroupDense, linear_attention
 
 F32 = jnp.dtype("float32")
-SMALL = EfficientViTConfig(
-    widths=(4, 8, 8, 8, 16),
-    depths=(1, 0, 1, 1, 1),
-    head_width=8,
-    neck_width=16,
-    neck_depth=1,
-    out_width=16,
-    grid_size=(8, 12),
-    image_size=(64, 96),
-    prompt_frame=(128, 192),
-)
 PRESETS = {
     "l0": EFFICIENT_VIT_L0,
     "l1": EFFICIENT_VIT_L1,
@@ -37,16 +24,6 @@ PRESETS = {
     "xl0": EFFICIENT_VIT_XL0,
     "xl1": EFFICIENT_VIT_XL1,
 }
-
-
-@functools.cache
-def variables_of(config):
-    return random_variables(EfficientViT(config), noise(*config.image_size, 3))
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def encode(config, variables, image):
-    return EfficientViT(config).apply(variables, image)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +48,7 @@ def encode(config, variables, image):
 )
 def test_config_says_what_is_wrong(change, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(SMALL, **change)
+        dataclasses.replace(SMALL_EFFICIENT_VIT, **change)
 
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
@@ -117,32 +94,3 @@ def test_bicubic_weights_sum_to_one_and_the_border_is_clamped():
 def test_bicubic_keeps_a_constant_map():
     x = jnp.full((3, 5, 2), 7.0)
     np.testing.assert_allclose(resize_bicubic(x, (8, 4)), np.full((8, 4, 2), 7), rtol=1e-6)
-
-
-def test_statistics_are_constants_and_nothing_else_is():
-    names = {
-        collection: {path[-1].key for path, _ in jax.tree.leaves_with_path(tree)}
-        for collection, tree in variables_of(SMALL).items()
-    }
-    assert names == {"params": {"kernel", "bias", "scale"}, "constants": {"mean", "variance"}}
-
-
-def test_images_need_not_be_square_and_vmap_adds_their_axis():
-    images = noise(2, 64, 96, 3)
-    together = jax.jit(jax.vmap(EfficientViT(SMALL).apply, in_axes=(None, 0)))(variables_of(SMALL), images)
-    assert together.shape == (2, 8, 12, 16)
-    for image, embedding in zip(images, together, strict=True):
-        np.testing.assert_allclose(embedding, encode(SMALL, variables_of(SMALL), image), rtol=0, atol=1e-5)
-
-
-def test_an_image_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"must have the shape \(64, 96, 3\), got an array of shape \(96, 64, 3\)"):
-        EfficientViT(SMALL).apply(variables_of(SMALL), noise(96, 64, 3))
-
-
-def test_bfloat16_stays_close():
-    image = noise(64, 96, 3)
-    exact = encode(SMALL, variables_of(SMALL), image)
-    rough = encode(dataclasses.replace(SMALL, dtype="bfloat16"), variables_of(SMALL), image)
-    assert rough.dtype == jnp.bfloat16
-    np.testing.assert_allclose(rough.astype(F32), exact, rtol=0, atol=0.05 * np.abs(exact).max())

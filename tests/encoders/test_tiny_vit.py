@@ -5,30 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_encoder import noise, random_variables
+from random_encoder import SMALL_TINY_VIT, noise, random_variables
 
-from sam_jax.encoders.config import LITE_MEDSAM, TINY_VIT, TinyViTConfig
+from sam_jax.encoders.config import LITE_MEDSAM, TINY_VIT
 from sam_jax.encoders.tiny_vit import TinyViT, WindowAttention, offset_index
 
 F32 = jnp.dtype("float32")
-SMALL = TinyViTConfig(
-    widths=(4, 8, 12, 16),
-    depths=(1, 1, 1, 1),
-    heads=(2, 3, 4),
-    window_sizes=(3, 5, 4),
-    out_width=16,
-    image_size=(64, 96),
-)
-
-
-@functools.cache
-def variables_of(config):
-    return random_variables(TinyViT(config), noise(*config.image_size, 3))
-
-
-@functools.partial(jax.jit, static_argnames=("config", "method"))
-def encode(config, variables, image, method=None):
-    return TinyViT(config).apply(variables, image, method=method)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +28,7 @@ def encode(config, variables, image, method=None):
 )
 def test_config_says_what_is_wrong(change, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(SMALL, **change)
+        dataclasses.replace(SMALL_TINY_VIT, **change)
 
 
 @pytest.mark.parametrize(("config", "side"), [(TINY_VIT, 1024), (LITE_MEDSAM, 256)], ids=["MobileSAM", "LiteMedSAM"])
@@ -72,15 +54,6 @@ def test_each_offset_has_its_own_bias():
     np.testing.assert_array_equal(index % 4, abs(column - other_column))
 
 
-def test_statistics_are_constants_and_nothing_else_is():
-    variables = variables_of(SMALL)
-    names = {
-        collection: {path[-1].key for path, _ in jax.tree.leaves_with_path(tree)}
-        for collection, tree in variables.items()
-    }
-    assert names == {"params": {"kernel", "bias", "scale", "offset_bias"}, "constants": {"mean", "variance"}}
-
-
 def test_windows_do_not_see_each_other():
     x = noise(4, 3, 3, 8)
     attention = WindowAttention(2, F32)
@@ -88,24 +61,3 @@ def test_windows_do_not_see_each_other():
     difference = np.abs(apply(x.at[2, 1, 1, 0].add(1.0)) - apply(x)).max(-1) > 1e-6
     np.testing.assert_array_equal(difference.all((1, 2)), [False, False, True, False])
     assert not difference[[0, 1, 3]].any()
-
-
-def test_images_need_not_be_square_and_vmap_adds_their_axis():
-    images = noise(2, 64, 96, 3)
-    together = jax.jit(jax.vmap(TinyViT(SMALL).apply, in_axes=(None, 0)))(variables_of(SMALL), images)
-    assert together.shape == (2, 4, 6, 16)
-    for image, embedding in zip(images, together, strict=True):
-        np.testing.assert_allclose(embedding, encode(SMALL, variables_of(SMALL), image), rtol=0, atol=1e-5)
-
-
-def test_an_image_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"must have the shape \(64, 96, 3\), got an array of shape \(96, 64, 3\)"):
-        TinyViT(SMALL).apply(variables_of(SMALL), noise(96, 64, 3))
-
-
-def test_bfloat16_stays_close():
-    image = noise(64, 96, 3)
-    exact = encode(SMALL, variables_of(SMALL), image)
-    rough = encode(dataclasses.replace(SMALL, dtype="bfloat16"), variables_of(SMALL), image)
-    assert rough.dtype == jnp.bfloat16
-    np.testing.assert_allclose(rough.astype(F32), exact, rtol=0, atol=0.05 * np.abs(exact).max())

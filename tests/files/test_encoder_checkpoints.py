@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from random_encoder import SMALL_EFFICIENT_VIT, SMALL_TINY_VIT
 
 import sam_jax
 from sam_jax.commands import cli
@@ -20,7 +21,7 @@ from sam_jax.config import TINY
 from sam_jax.convert import own_metadata, read_tensors, write_tensors
 from sam_jax.convert.encoders import TABLES
 from sam_jax.convert.tables.rules import torch_shapes
-from sam_jax.encoders.config import VIT_TINY, EfficientViTConfig, TinyViTConfig
+from sam_jax.encoders.config import VIT_TINY
 from sam_jax.encoders.encoder import make_encoder
 from sam_jax.errors import CheckpointError
 from sam_jax.files.manifest import Manifest
@@ -28,24 +29,9 @@ from sam_jax.images.preprocess import prepare
 
 VIT = dataclasses.replace(VIT_TINY, window_size=8)
 """Of which the shapes do not tell everything."""
-TINY_VIT = TinyViTConfig(
-    widths=(8, 16, 24, 32),
-    depths=(1, 1, 1, 1),
-    heads=(2, 3, 4),
-    window_sizes=(3, 5, 4),
-    out_width=32,
-    image_size=(128, 128),
-)
-EFFICIENT_VIT = EfficientViTConfig(
-    widths=(4, 8, 8, 16, 24),
-    depths=(1, 1, 1, 2, 2),
-    head_width=8,
-    neck_width=16,
-    neck_depth=1,
-    out_width=32,
-    grid_size=(8, 8),
-    image_size=(64, 64),
-    prompt_frame=(128, 128),
+TINY_VIT = dataclasses.replace(SMALL_TINY_VIT, out_width=32, image_size=(128, 128))
+EFFICIENT_VIT = dataclasses.replace(
+    SMALL_EFFICIENT_VIT, out_width=32, grid_size=(8, 8), image_size=(64, 64), prompt_frame=(128, 128)
 )
 CONFIGS = {"vit": VIT, "tiny_vit": TINY_VIT, "efficient_vit": EFFICIENT_VIT}
 TITLES = {"vit": "ViT", "tiny_vit": "TinyViT", "efficient_vit": "EfficientViT"}

@@ -1,4 +1,5 @@
-"""Write the frozen numbers of the official decoder, and of SAM-HQ's and SAM 2's. Needs PyTorch and their packages.
+"""Write the frozen numbers of the official decoder, and of SAM-HQ's, SAM 2's and EfficientSAM's. Needs PyTorch and
+their packages.
 
 From the repository's root: `PYTHONPATH=tests python tests/golden/make_golden.py`
 """
@@ -15,6 +16,7 @@ import torch
 from parity.kinds import KINDS, QUIET, prompts_in_pixels, quieten
 from parity.official import OfficialDecoder, modeling, random_decoder, record
 from parity.relatives import HqDecoder, Sam2Decoder, channels_first, random_relative, tensors_of
+from parity.torch_efficient_sam import TorchEfficientSam
 from random_model import FAMILIES
 
 from sam_jax.config import SamConfig
@@ -26,7 +28,7 @@ CONFIG = SamConfig(
 )
 ORIGINAL_SIZES = ((37, 91), (100, 41), (9, 7), (64, 64))
 
-RELATIVES = {name: dataclasses.replace(CONFIG, **FAMILIES[name]) for name in ("sam_hq", "sam2")}
+RELATIVES = {name: dataclasses.replace(CONFIG, **FAMILIES[name]) for name in ("sam_hq", "sam2", "efficient_sam")}
 FEW_KINDS = ("many mixed clicks", "box", "boxes and clicks", "masks and clicks", "nothing")
 """Enough for relatives, whose prompt encoder is SAM's but for one token."""
 
@@ -154,6 +156,29 @@ def sam2_arrays(config: SamConfig) -> Arrays:
     return arrays
 
 
+def efficient_sam_arrays(config: SamConfig) -> Arrays:
+    """All masks and scores, for prompts without masks; a box is two points. And masks at an image's size in float64."""
+    decoder, arrays = random_short(TorchEfficientSam, config)
+    rng = Normal()
+    embedding = short(rng(*config.grid_size, config.width))
+    arrays["maps/embedding"] = embedding
+    image = channels_first(embedding.astype(np.float32))[0]
+    for kind, given in few_prompts(config, rng).items():
+        if "masks" in given or not given:
+            continue
+        arrays |= {f"given/{kind}/{name}": value for name, value in given.items()}
+        points, labels = ([given[name]] if name in given else [] for name in ("points", "labels"))
+        if "boxes" in given:
+            corners = given["boxes"].reshape(-1, 2, 2)
+            points, labels = [*points, corners], [*labels, np.tile([2, 3], (len(corners), 1))]
+        logits, iou = decoder(image, np.concatenate(points, 1), np.concatenate(labels, 1))
+        arrays |= {f"logits/{kind}": logits.numpy(), f"iou/{kind}": iou.numpy()}
+    for height, width in ORIGINAL_SIZES[::2]:
+        masks = decoder.postprocess(torch.tensor(arrays["logits/box"]).double(), (height, width))
+        arrays[f"masks/{height}x{width}"] = masks[0, :1].numpy().astype(np.float32)
+    return arrays
+
+
 def golden_files() -> dict[str, Arrays]:
     """Return the name and the arrays of every file."""
     decoder = random_decoder(CONFIG)
@@ -167,6 +192,7 @@ def golden_files() -> dict[str, Arrays]:
         "masks": mask_arrays(),
         "sam_hq": hq_arrays(RELATIVES["sam_hq"]),
         "sam2": sam2_arrays(RELATIVES["sam2"]),
+        "efficient_sam": efficient_sam_arrays(RELATIVES["efficient_sam"]),
     }
 
 

@@ -1,5 +1,5 @@
-"""The numbers of the official decoder, SAM-HQ's and SAM 2's, frozen by `make_golden.py`, against ours. Needs no
-PyTorch.
+"""The numbers of the official decoder, SAM-HQ's, SAM 2's and EfficientSAM's, frozen by `make_golden.py`, against ours.
+Needs no PyTorch.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from sam_jax.batch.predict import predict_masks
 from sam_jax.batch.select import select_masks
 from sam_jax.config import SamConfig
 from sam_jax.convert.state_dict import from_torch
-from sam_jax.decoder.features import ImageFeatures
+from sam_jax.decoder.features import features_of
 from sam_jax.decoder.model import Sam
 from sam_jax.images.full_size import resize_masks
 from sam_jax.images.resize import input_size_for
@@ -111,7 +111,7 @@ def predict(relative: Any, kind: str, path: str) -> Any:
     arrays, model, variables = relative
     maps = {name: jnp.asarray(value, jnp.float32) for name, value in within("maps/", arrays).items()}
     prompts, sizes = Prompts.build(**within(f"given/{kind}/", arrays)), Sizes(tokens=(8,), prompt_sets=(2,))
-    return predict_masks(model, variables, ImageFeatures(**maps), prompts, sizes=sizes, path=path)
+    return predict_masks(model, variables, features_of(maps), prompts, sizes=sizes, path=path)
 
 
 @pytest.mark.parametrize("relative", ["sam_hq"], indirect=True)
@@ -146,3 +146,23 @@ def test_image_maps_of_sam2(relative):
     ours = model.apply(variables, *levels, method=lambda sam, *maps: sam.image_maps(*maps))
     for name, values in within("maps/", arrays).items():
         assert_same(getattr(ours, name), values, name, CLOSE)
+
+
+@pytest.mark.parametrize("relative", ["efficient_sam"], indirect=True)
+@pytest.mark.parametrize("path", ["plain", "absorbed"])
+@pytest.mark.parametrize("kind", ["many mixed clicks", "box", "boxes and clicks"])
+def test_efficient_sam(relative, kind, path):
+    """Six tokens, of which what comes after them is left out."""
+    arrays, *_ = relative
+    out = predict(relative, kind, path)
+    assert_same(out.logits, arrays[f"logits/{kind}"], "logits", CLOSE)
+    assert_same(out.iou, arrays[f"iou/{kind}"], "iou", CLOSE)
+
+
+@pytest.mark.parametrize("relative", ["efficient_sam"], indirect=True)
+@pytest.mark.parametrize("size", [(37, 91), (9, 7)])
+def test_masks_of_efficient_sam_at_the_original_size(relative, size):
+    arrays, model, _ = relative
+    sizes = {"input_size": model.config.image_size, "original_size": size}
+    ours = resize_masks(jnp.asarray(arrays["logits/box"][0, :1]), postprocessing=model.config.postprocessing, **sizes)
+    assert_same(ours, arrays[f"masks/{size[0]}x{size[1]}"], "masks", tolerance=2e-6)

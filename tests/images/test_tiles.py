@@ -3,11 +3,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_predictor import ENCODER, ENCODER_VARIABLES, MODEL, VARIABLES
 
 import sam_jax
+from sam_jax.encoders.bicubic import bicubic_matrix
 from sam_jax.images import tiles
 from sam_jax.images.full_size import resize_masks
 from sam_jax.images.resize import input_size_for, resize_on_device
@@ -25,6 +27,45 @@ def test_tiles_are_what_a_program_for_the_size_makes(original_size: tuple[int, i
     np.testing.assert_allclose(resize_by_tiles(logits, **sizes), want, rtol=0, atol=1e-6)
     clear = np.abs(want - 0.1) > 1e-6
     np.testing.assert_array_equal(resize_by_tiles(logits, threshold=0.1, **sizes)[clear], (want > 0.1)[clear])
+
+
+@pytest.mark.parametrize("original_size", SIZES)
+@pytest.mark.parametrize("postprocessing", ["sam2", "efficient_sam"])
+def test_the_rules_of_other_families(original_size: tuple[int, int], postprocessing: Any) -> None:
+    """One step from the low-res logits, whatever the frame; by tiles, by a program, and by matrices."""
+    logits = np.random.default_rng(0).standard_normal((3, 32, 24), np.float32)
+    matrix = bicubic_matrix if postprocessing == "efficient_sam" else bilinear_matrix
+    rows, columns = (matrix(low, full) for low, full in zip((32, 24), original_size, strict=True))
+    want = rows @ logits @ columns.T
+    sizes: Any = {"original_size": original_size, "postprocessing": postprocessing}
+    for frame in ({"input_size": (128, 96)}, {"input_size": (5, 7), "image_size": (9, 9)}):
+        np.testing.assert_allclose(resize_by_tiles(logits, **sizes, **frame), want, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(resize_on_device(logits, **sizes, **frame), want, rtol=0, atol=2e-6)
+    by_program = jax.jit(lambda logits: sam_jax.binary_masks(logits, **sizes, **frame))(logits)
+    clear = np.abs(want) > 1e-5
+    np.testing.assert_array_equal(np.asarray(sam_jax.binary_masks(logits, **sizes, **frame))[clear], (want > 0)[clear])
+    np.testing.assert_array_equal(np.asarray(by_program)[clear], (want > 0)[clear])
+
+
+def bilinear_matrix(low: int, full: int) -> np.ndarray:
+    """The weights of the old pixels in each new one, from half-pixel centres, clamped at the ends."""
+    place = ((np.arange(full) + 0.5) * low / full - 0.5).clip(0, low - 1)
+    return np.maximum(1 - np.abs(place[:, None] - np.arange(low)), 0)
+
+
+@pytest.mark.parametrize(("postprocessing", "inside"), [("sam", False), ("sam2", False), ("efficient_sam", True)])
+def test_a_pixel_at_the_threshold(postprocessing: Any, inside: bool) -> None:
+    """It is in the mask by EfficientSAM's rule alone."""
+    logits = jnp.zeros((2, 8, 8))
+    sizes: Any = {"input_size": (32, 32), "original_size": (5, 7), "postprocessing": postprocessing}
+    for masks in (sam_jax.binary_masks(logits, **sizes), jax.jit(lambda x: sam_jax.binary_masks(x, **sizes))(logits)):
+        assert masks.all() == masks.any() == inside
+
+
+def test_there_are_three_rules(untyped: None) -> None:
+    sizes: Any = {"input_size": (32, 32), "original_size": (5, 7), "postprocessing": "sam3"}
+    with pytest.raises(ValueError, match="postprocessing must be one of sam, sam2, efficient_sam, got 'sam3'"):
+        resize_masks(jnp.zeros((8, 8)), **sizes)
 
 
 def test_a_frame_of_another_size_and_packed_bits() -> None:
@@ -46,7 +87,7 @@ def test_a_size_that_comes_often_gets_a_program(monkeypatch: pytest.MonkeyPatch)
     first, *others = (np.asarray(sam_jax.binary_masks(logits, **sizes)) for _ in range(4))
     for masks in others:
         np.testing.assert_array_equal(masks, first)
-    assert tiles.pays(1, (128, 100), (333, 260), None)
+    assert tiles.pays(1, (128, 100), (333, 260), None, "sam")
 
 
 def test_fifty_sizes_compile_a_handful_of_programs() -> None:

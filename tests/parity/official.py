@@ -112,7 +112,7 @@ def random_decoder(config: SamConfig, seed: int = 0) -> OfficialDecoder:
 def randomise_norms(module: torch.nn.Module) -> None:
     """Give every norm of a module a random scale and bias."""
     for part in module.modules():
-        if "LayerNorm" in type(part).__name__:
+        if re.search("LayerNorm|GroupNorm", type(part).__name__):
             part.weight.uniform_(0.5, 1.5)
             part.bias.normal_(std=0.3)
 

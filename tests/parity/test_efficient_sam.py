@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity.official import difference, modeling
+from parity.official import difference, modeling, randomise_norms
 from parity.relatives import tensors_of
 from parity.torch_efficient_sam import Mlp, TorchEfficientSam, TwoWayBlock
 from torch.nn import functional
@@ -25,7 +25,6 @@ from sam_jax.encoders.bicubic import bicubic_matrix
 from sam_jax.encoders.config import EFFICIENT_SAM_S, EFFICIENT_SAM_TI, ViTConfig, config_to_dict
 from sam_jax.encoders.vit import ImageEncoder
 from sam_jax.errors import CheckpointError
-from sam_jax.images.bicubic import bicubic_masks
 from sam_jax.images.preprocess import prepare
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-9}
@@ -70,10 +69,7 @@ def random_efficient_sam(config: SamConfig, encoder: ViTConfig | None = None) ->
     """Return the model with PyTorch's own random weights, but norms that are no ones and zeros."""
     torch.manual_seed(0)
     model = TorchEfficientSam(config, encoder).eval().requires_grad_(False)
-    for part in model.modules():
-        if "Norm" in type(part).__name__:
-            part.weight.uniform_(0.5, 1.5)
-            part.bias.normal_(std=0.3)
+    randomise_norms(model)
     return model
 
 
@@ -268,10 +264,6 @@ def test_pixels(size: tuple[int, int]) -> None:
     np.testing.assert_allclose(frame, want, atol=1e-4)  # PyTorch rounds the places that it reads
 
 
-def test_a_pixel_at_0_is_in_the_mask() -> None:
-    assert bicubic_masks(np.zeros((2, 4, 4), np.float32), (5, 7)).all()
-
-
 @pytest.mark.parametrize("size", [(120, 90), (37, 251)])
 def test_from_pixels_to_masks(size: tuple[int, int]) -> None:
     """`Predictor`: two objects, of one click, and of a box with a click. PyTorch rounds the places of pixels."""
@@ -288,6 +280,44 @@ def test_from_pixels_to_masks(size: tuple[int, int]) -> None:
         assert difference(ours.scores[i], scores[0, 1:].numpy()) <= 5 * TOLERANCE["float32"]
         wrong = ours.masks[i] != (large >= 0)
         assert not (wrong & (np.abs(large) > 1e-4 * np.abs(large).max())).any()
+
+
+@pytest.mark.parametrize("size", [(120, 90), (37, 251)])
+def test_masks_at_the_image_s_size(size: tuple[int, int]) -> None:
+    """By the functions of low-res logits. In float32, PyTorch rounds the places of pixels."""
+    logits = np.random.default_rng(6).standard_normal((3, *CONFIG.mask_size), np.float32)
+    sizes: Any = {"input_size": CONFIG.image_size, "original_size": size, "postprocessing": CONFIG.postprocessing}
+    want = THEIRS.postprocess(torch.tensor(logits, dtype=torch.float64)[None], size)[0].numpy()
+    assert difference(sam_jax.resize_masks(logits, **sizes), want) <= TOLERANCE["float32"]
+    clear = np.abs(want) > 1e-4
+    np.testing.assert_array_equal(np.asarray(sam_jax.binary_masks(logits, **sizes))[clear], (want >= 0)[clear])
+
+
+@pytest.mark.parametrize("size", [(120, 90), (37, 251)])
+def test_every_object(size: tuple[int, int]) -> None:
+    """The masks of a grid of points, counted at the image's size as they are there."""
+    predictor = sam_jax.Predictor(OURS, VARIABLES, ImageEncoder(ENCODER), ENCODER_VARIABLES)
+    image = np.random.default_rng(7).integers(0, 256, (*size, 3), np.uint8)
+    everything = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+    records = predictor.generate(image, points_per_side=2, stability_score_offset=0.1, **everything)
+    embedding = THEIRS.image_encoder(THEIRS.preprocess(torch.tensor(image).permute(2, 0, 1)))
+    wanted = {}
+    for point in {tuple(record["point_coords"][0]) for record in records}:
+        logits, scores = THEIRS(embedding, torch.tensor([[point]]), torch.tensor([[1]]), size)
+        large = THEIRS.postprocess(logits, size)[0, 1:].numpy()
+        wanted |= {(point, i): (large[i], float(score)) for i, score in enumerate(scores[0, 1:])}
+    assert len(records) == len(wanted) == 12
+    for record in records:
+        of_point = [want for (point, _), want in wanted.items() if [*point] == record["point_coords"][0]]
+        large, score = min(of_point, key=lambda want: abs(want[1] - record["predicted_iou"]))
+        assert abs(score - record["predicted_iou"]) < 1e-4
+        wrong = record["segmentation"] != (large >= 0)
+        assert not (wrong & (np.abs(large) > 1e-4 * np.abs(large).max())).any()
+        assert record["area"] == record["segmentation"].sum()
+        y, x = np.nonzero(record["segmentation"])
+        assert record["bbox"] == [x.min(), y.min(), x.max() - x.min(), y.max() - y.min()]
+        stability = (large > 0.1).sum() / (large > -0.1).sum()
+        assert abs(record["stability_score"] - stability) < 1e-3
 
 
 def test_masks_as_prompts_are_refused() -> None:

@@ -18,7 +18,9 @@ def test_files(fresh):
     assert sum(path.stat().st_size for path in FOLDER.glob("*.npz")) < 450_000
 
 
-@pytest.mark.parametrize("name", ["weights", "predictions", "stages", "low_variance", "masks", "sam_hq", "sam2"])
+@pytest.mark.parametrize(
+    "name", ["weights", "predictions", "stages", "low_variance", "masks", "sam_hq", "sam2", "efficient_sam"]
+)
 def test_arrays(name, fresh):
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as frozen:
         assert set(frozen.files) == fresh[name].keys()

@@ -14,7 +14,7 @@ from parity.encoders import official_vit, randomise, vit_variables
 
 from sam_jax.convert.encoders import identify_encoder
 from sam_jax.convert.tables.encoder_settings import vit_from_hf
-from sam_jax.encoders.config import VIT_B, VIT_H, VIT_L, VIT_TINY
+from sam_jax.encoders.config import SLIM_SAM_50, SLIM_SAM_77, VIT_B, VIT_H, VIT_L, VIT_TINY
 from sam_jax.encoders.vit import Block, ImageEncoder, resize_positions
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
@@ -165,8 +165,8 @@ def test_presets_have_the_official_shapes(config):
 @pytest.mark.parametrize(
     ("config", "numbers"),
     [
-        (dataclasses.replace(VIT_B, width=384, mlp_width=1536), 23_897_216),
-        (dataclasses.replace(VIT_B, width=168, mlp_width=696), 5_658_968),
+        (SLIM_SAM_50, 23_897_216),
+        (SLIM_SAM_77, 5_658_968),
     ],
     ids=["SlimSAM 50", "SlimSAM 77"],
 )

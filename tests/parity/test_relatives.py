@@ -1,5 +1,6 @@
 """The decoders of SAM-HQ and SAM 2 against their own packages, for every kind of prompt."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from parity.kinds import KINDS, prompts_in_pixels
-from parity.official import difference
+from parity.official import channels_last, difference, embed
 from parity.relatives import HqDecoder, Sam2Decoder, channels_first, random_relative, tensors_of
 from random_model import SAM2, random_features
 from stable_masks import ALL, IOU, TAKEN
@@ -19,6 +20,8 @@ from sam_jax.batch.predict import predict_masks
 from sam_jax.batch.select import select_masks
 from sam_jax.config import TINY
 from sam_jax.convert.state_dict import from_torch, to_torch
+from sam_jax.decoder.features import maps_of
+from sam_jax.decoder.mask_decoder import MaskDecoder
 from sam_jax.decoder.model import Sam, single_mask
 from sam_jax.prompts import Prompts
 
@@ -93,6 +96,50 @@ def test_images_of_512_pixels(family, rng):
         same(ours.logits, logits)
         same(ours.iou, iou)
         same(ours.object_score, object_score)
+
+
+def all_masks_in_float64(theirs: Any, features: Any, sparse: torch.Tensor, dense: torch.Tensor) -> list[np.ndarray]:
+    """Logits, scores, and the object score or the HQ mask, of prompts that are embedded in float32."""
+    maps = {name: channels_first(value).double() for name, value in maps_of(features).items()}
+    inputs = {"image_embeddings": maps["embedding"], "sparse_prompt_embeddings": sparse.double()}
+    inputs["dense_prompt_embeddings"] = dense.double()
+    if isinstance(theirs, HqDecoder):
+        decoder = copy.deepcopy(theirs.mask_decoder).double()
+        early = decoder.embedding_encoder(maps["embedding"]) + decoder.compress_vit_feat(maps["early"])
+        position = theirs.prompt_encoder.get_dense_pe().double()
+        masks, iou = decoder.predict_masks(image_pe=position, hq_features=early, **inputs)
+        return [masks[:, :-1].numpy(), iou.numpy(), masks[:, -1].numpy()]
+    finer = [maps["stride_4"], maps["stride_8"]] if theirs.config.high_resolution else None
+    position = theirs.sam_prompt_encoder.get_dense_pe().double()
+    decoder = copy.deepcopy(theirs.sam_mask_decoder).double()
+    masks, iou, _, score = decoder.predict_masks(
+        image_pe=position, repeat_image=True, high_res_features=finer, **inputs
+    )
+    return [masks.numpy(), iou.numpy(), score[:, 0].numpy()]
+
+
+LINEAR_IOU = {"sam3.1_tracker": dataclasses.replace(CONFIGS["sam2"], iou_sigmoid=False)}
+
+
+@pytest.mark.parametrize("config", (CONFIGS | LINEAR_IOU).values(), ids=CONFIGS | LINEAR_IOU)
+def test_the_mask_decoder_in_float64(config, rng):
+    """With PyTorch's embeddings of prompts and positions: ours are float32 always."""
+    theirs = random_relative(HqDecoder if config.hq else Sam2Decoder, config)
+    encoder = theirs.prompt_encoder if config.hq else theirs.sam_prompt_encoder
+    features = random_features(model=Sam(config))
+    sparse, dense = embed(encoder, **prompts_in_pixels("masks and clicks", config, rng))
+    want = all_masks_in_float64(theirs, features, sparse, dense)
+    params = from_torch(tensors_of(theirs)).variables["params"]["mask_decoder"]
+    position = channels_last(encoder.get_dense_pe()[0])
+    with jax.enable_x64(True):
+        decoder = MaskDecoder(dataclasses.replace(config, dtype="float64"))
+        doubled = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), ({"params": params}, features, position))
+        run, (variables, maps, place) = jax.jit(decoder.apply), doubled
+        for i, (tokens, whole) in enumerate(zip(sparse.double().numpy(), dense.double(), strict=True)):
+            out = run(variables, maps, channels_last(whole), place, tokens, np.ones(len(tokens), bool))
+            ours = [out.logits, out.iou, out.hq if config.hq else out.object_score]
+            for value, official in zip(ours, want, strict=True):
+                assert difference(value, official[i]) <= 1e-9
 
 
 @of("sam2")

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -19,11 +20,12 @@ from parity.official import difference, randomise_norms
 from random_model import SAM2, random_features
 from safetensors.numpy import load_file, save_file
 
+import sam_jax
 from sam_jax.batch.decode import Sizes
 from sam_jax.batch.predict import predict_masks
 from sam_jax.batch.select import select_masks
 from sam_jax.config import TINY, SamConfig
-from sam_jax.convert import from_torch, identify, open_checkpoint, to_torch
+from sam_jax.convert import from_torch, identify, identify_encoder, open_checkpoint, to_torch
 from sam_jax.decoder.features import maps_of
 from sam_jax.decoder.model import Sam
 from sam_jax.prompts import Prompts
@@ -61,9 +63,9 @@ HIERA = {
         "hidden_size": 8,
         "embed_dim_per_stage": [8, 16, 32, 64],
         "num_attention_heads_per_stage": [1, 1, 1, 1],
-        "blocks_per_stage": [1, 1, 1, 1],
+        "blocks_per_stage": [1, 1, 2, 1],
         "window_size_per_stage": [8, 4, 4, 4],
-        "global_attention_blocks": [2],
+        "global_attention_blocks": [3],
     },
     "backbone_channel_list": [64, 32, 16, 8],
     "backbone_feature_sizes": LEVELS,
@@ -157,12 +159,12 @@ CONFIGS = {
     sam3_tracker: dataclasses.replace(SAM2_LIKE, image_size=(112, 112)),
     sam_hq: dataclasses.replace(TINY, mask_channels=16, hq=True, early_width=EARLY, block_norm_eps=1e-2),
 }
-FAMILIES = {sam2: "sam2", sam2_video: "sam2.1", sam3_tracker: "sam2", sam_hq: "hf_sam_hq"}
+FAMILIES = {sam2: "sam2", sam2_video: "sam2.1", sam3_tracker: "sam3_tracker", sam_hq: "hf_sam_hq"}
 
 
 @pytest.mark.parametrize("build", CONFIGS)
 def test_settings(build):
-    """`Sam3TrackerModel` has the names of `Sam2Model`; its `config.json` tells the frame."""
+    """The decoder of `Sam3TrackerModel` has the names of `Sam2Model`; its `config.json` tells the frame."""
     theirs, model, _ = models(build)
     assert model.config == CONFIGS[build]
     assert identify(tensors_of(theirs)).family.name == FAMILIES[build]
@@ -209,6 +211,61 @@ def test_a_video_folder(tmp_path):
     for name in ("memory_strange.weight", "no_memory_token"):
         strange = identify(dict(checkpoint.tensors) | {name: np.zeros(3, np.float32)}, settings=checkpoint.settings)
         assert strange.gaps.unexpected == (f"{name} (3,)",)
+
+
+def maps_of_a_frame(theirs: Any, frame: np.ndarray) -> dict[str, np.ndarray]:
+    """All maps that transformers' encoder makes of a frame, by our names."""
+    made = theirs.get_image_embeddings(channels_first(frame))
+    if isinstance(made, list):
+        maps = dict(zip(("stride_4", "stride_8", "embedding"), made, strict=True))
+        return {name: value[0].permute(1, 2, 0).numpy() for name, value in maps.items()}
+    embedding, (early, *_) = made
+    return {"embedding": embedding[0].permute(1, 2, 0).numpy(), "early": early[0].numpy()}
+
+
+@pytest.mark.parametrize("build", [sam2, sam2_video, sam_hq])
+def test_the_encoder_of_a_folder(build, tmp_path, rng):
+    """A predictor of a whole folder: its maps of an image are theirs, and are what the decoder takes."""
+    theirs, model, _ = models(build)
+    theirs.save_pretrained(tmp_path)
+    predictor = sam_jax.Predictor.load(tmp_path)
+    assert predictor.model == model
+    frame = rng(*model.config.image_size, 3)
+    ours = maps_of(jax.jit(predictor.encoder.apply)(predictor.encoder_variables, frame))
+    official = maps_of_a_frame(theirs, frame)
+    assert ours.keys() == official.keys()
+    for name, value in ours.items():
+        assert difference(value, official[name]) <= TOLERANCE, name
+
+
+def test_the_encoder_of_sam3_is_refused(tmp_path):
+    theirs, model, _ = models(sam3_tracker)
+    theirs.save_pretrained(tmp_path)
+    assert sam_jax.load(tmp_path)[0] == model
+    with pytest.raises(sam_jax.CheckpointError, match=r"image encoder \(SAM 3\) cannot be converted"):
+        sam_jax.load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "frame"),
+    [
+        ("Sam3Video", "sam3_tracker", {"image_size": (1008, 1008), "grid_size": (72, 72)}),
+        ("EdgeTamVideo", "edge_tam", {}),
+    ],
+)
+def test_the_decoder_of_a_video_model(kind, family, frame):
+    """`facebook/sam3` is of `Sam3VideoModel`, whose tracker's settings have a section of their own."""
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")())
+    tensors = {name: np.broadcast_to(np.float32(0), tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
+    settings = json.loads(model.config.to_json_string())
+    found = identify(tensors, settings=settings)
+    assert not found.gaps
+    assert (found.family.name, found.naming, len(found.sources)) == (family, "hf", 147)
+    assert found.config == SamConfig(**SAM2, **frame)
+    if kind == "Sam3Video":
+        with pytest.raises(sam_jax.CheckpointError, match=r"image encoder \(SAM 3\) cannot be converted"):
+            identify_encoder(tensors, settings=settings)
 
 
 @pytest.mark.parametrize(
@@ -299,6 +356,29 @@ def test_sam2_without_clicks_and_boxes(kind, rng):
     no_point = {"points": [[[0, 0]]] * 2, "labels": [[-1]] * 2}
     same(predict(model, variables, features, [kind | no_point]).logits[:1, 1:], official)
     assert difference(predict(model, variables, features, [kind]).logits[:1, 1:], official.numpy()) > 0.05
+
+
+PADDED = -10
+"""The label by which transformers' processors fill up ragged clicks."""
+
+
+@pytest.mark.parametrize("build", [sam2, sam_hq])
+def test_what_fills_up_ragged_clicks(build, rng):
+    """In transformers it is a token of zeros that the others attend to; here it is nothing."""
+    theirs, model, variables = models(build)
+    features = random_features(model=model)
+    click, other, nowhere = [10.0, 20.0], [90.0, 30.0], [float(PADDED)] * 2
+    clicks = [[[click], [other, click]], [[1], [0, 1]]]
+    out = predict(model, variables, features, [{"points": clicks[0], "labels": clicks[1]}])
+    alone, padded = (
+        ask(theirs, features, {"points": points, "labels": labels}, multimask_output=True).iou_scores[0, 0].numpy()
+        for points, labels in (([[click]], [[1]]), ([[click, nowhere], [other, click]], [[1, PADDED], [0, 1]]))
+    )
+    scores = np.asarray(out.iou[0, 1:])
+    if build is sam_hq:  # the best first
+        alone, padded, scores = -np.sort(-alone), -np.sort(-padded), -np.sort(-scores)
+    assert difference(scores, alone) <= TOLERANCE
+    assert difference(scores, padded) > 0.001
 
 
 def write_keys_back(transformer: Any, inputs: Any, named: dict[str, torch.Tensor], output: Any) -> None:

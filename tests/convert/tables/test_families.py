@@ -64,6 +64,7 @@ RELATIVES = [
     ),
     ("sam3_tracker", SCORE | HIGH_RES | {f"{LAYER}.mlp.lin1.weight": (2048, 256)}),
     ("sam3_tracker", {f"tracker_model.{name}": shape for name, shape in SAM2.items()}),
+    ("sam3_tracker", SAM2 | {"vision_encoder.backbone.layers.0.layer_norm1.weight": (1024,)}),
     ("edge_tam", SAM2 | {"spatial_perceiver.latents": (256, 64)}),
     ("edge_tam", SAM2 | {"image_encoder.trunk.body.stem.0.c.weight": (24, 3, 3, 3)}),
     ("sam2.1", SAM2 | {"no_obj_embed_spatial": (1, 64)}),

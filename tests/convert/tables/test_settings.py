@@ -10,9 +10,9 @@ from sam_jax.convert.tables.settings import (
     OWN,
     config_from_hf,
     config_from_shapes,
+    family_of,
     own_config,
     own_encoder_config,
-    own_family,
     own_metadata,
 )
 from sam_jax.encoders.config import VIT_TINY
@@ -155,10 +155,42 @@ SAM2_CONFIG = SamConfig(
 )
 
 
-@pytest.mark.parametrize("kind", ["sam2", "sam2_video", "edgetam", "edgetam_video", "sam3_tracker"])
-def test_hugging_face_s_sam2_and_its_relatives(kind):
-    frame = {"image_size": (1008, 1008), "grid_size": (72, 72)} if kind == "sam3_tracker" else {}
+SAM3_FRAME = {"image_size": (1008, 1008), "grid_size": (72, 72)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [
+        ("sam2", None),
+        ("sam2_video", None),
+        ("edgetam", "edge_tam"),
+        ("edgetam_video", "edge_tam"),
+        ("sam3_tracker", "sam3_tracker"),
+        ("sam3_tracker_video", "sam3_tracker"),
+        ("sam3_video", "sam3_tracker"),
+    ],
+)
+def test_hugging_face_s_sam2_and_its_relatives(kind, family):
+    """Where names are those of `Sam2Model`, the kind tells the family, and with it the licence."""
+    frame = SAM3_FRAME if family == "sam3_tracker" else {}
     assert config_from_hf({"model_type": kind}) == dataclasses.replace(SAM2_CONFIG, **frame)
+    assert family_of({"model_type": kind}) is (FAMILIES[family] if family else None)
+
+
+def test_the_tracker_of_a_video_model_has_its_own_section():
+    """What a `Sam3VideoModel` does to a video's masks, such as filling their holes, is no part of its decoder."""
+    tracker = {
+        "model_type": "sam3_tracker_video",
+        "prompt_encoder_config": {"image_size": 112, "patch_size": 14},
+        "mask_decoder_config": {"mlp_dim": 64},
+    }
+    settings = {"model_type": "sam3_video", "fill_hole_area": 16, "mask_decoder_config": {"mlp_dim": 99}}
+    wanted = dataclasses.replace(SAM2_CONFIG, mlp_width=64, image_size=(112, 112), grid_size=(8, 8))
+    assert config_from_hf(settings | {"tracker_config": tracker}) == wanted
+    with pytest.raises(CheckpointError, match="tracker_config must be an object, got 3"):
+        config_from_hf(settings | {"tracker_config": 3})
+    with pytest.raises(CheckpointError, match="model_type 'sam3'"):
+        config_from_hf(settings | {"tracker_config": tracker | {"model_type": "sam3"}})
 
 
 @pytest.mark.parametrize("key", ["dynamic_multimask_stability_delta", "dynamic_multimask_stability_thresh"])
@@ -224,7 +256,7 @@ def test_our_own_settings_are_read_as_they_were_written(config, encoder, family)
     settings = {name: json.loads(text) for name, text in own_metadata(config, encoder, family).items()}
     assert own_config(settings) == config
     assert own_encoder_config(settings) == encoder
-    assert own_family(settings) is (FAMILIES[family] if family else None)
+    assert family_of(settings) is (FAMILIES[family] if family else None)
 
 
 def test_a_family_of_one_s_own_is_not_kept():
@@ -232,6 +264,6 @@ def test_a_family_of_one_s_own_is_not_kept():
 
 
 def test_the_settings_of_others_are_none_of_ours():
-    assert own_family({"model_type": "sam"}) is None
+    assert family_of({"model_type": "sam"}) is None
     assert own_encoder_config({"model_type": "sam"}) is None
     assert own_encoder_config(None) is None

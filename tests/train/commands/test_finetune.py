@@ -15,7 +15,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 from pycocotools import mask as coco
-from random_encoder import SMALL_HIERA
+from random_encoder import SMALL_EFFICIENT_VIT, SMALL_HIERA, SMALL_TINY_VIT
 from random_encoder import random_variables as encoder_variables
 from random_model import FAMILIES, random_variables
 from rich.console import Console
@@ -27,7 +27,9 @@ from sam_jax.batch.decode import decode_batch
 from sam_jax.commands import cli
 from sam_jax.commands import embed as embed_images
 from sam_jax.decoder.features import Features, map_shapes, maps_of
+from sam_jax.encoders.efficient_vit import EfficientViT
 from sam_jax.encoders.hiera import Hiera
+from sam_jax.encoders.tiny_vit import TinyViT
 from sam_jax.encoders.vit import ImageEncoder
 from sam_jax.files.embeddings import EmbeddingStore
 from sam_jax.files.manifest import Manifest
@@ -381,6 +383,15 @@ OTHERS = {
         FAMILIES["efficient_sam"],
         ImageEncoder(dataclasses.replace(ENCODER.config, preprocessing="efficient_sam")),
     ),
+    "mobile_sam": ({}, TinyViT(dataclasses.replace(SMALL_TINY_VIT, out_width=32, image_size=SIZE))),
+    "efficientvit_sam": (
+        {},
+        EfficientViT(
+            dataclasses.replace(
+                SMALL_EFFICIENT_VIT, out_width=32, grid_size=(6, 6), image_size=(64, 64), prompt_frame=SIZE
+            )
+        ),
+    ),
 }
 
 
@@ -392,7 +403,7 @@ def test_tiles_and_held_out_images_with_other_families(
     """What is measured on held-out tiles takes all maps of them, and is written down."""
     settings, encoder = OTHERS[family]
     model = Sam(dataclasses.replace(MODEL.config, **settings))
-    variables = encoder_variables(encoder, jnp.zeros((96, 96, 3)))
+    variables = encoder_variables(encoder, jnp.zeros((*encoder.config.image_size, 3)))
     sam_jax.save(folder / family, model, random_variables(model), encoder, variables)
     monkeypatch.setattr(step_module, "decode_batch", mean_of_all)
     monkeypatch.setattr(evaluate_module, "predict_masks", functools.partial(sam_jax.predict_masks, path="plain"))
