@@ -16,7 +16,7 @@ from sam_jax.images.draw import draw_everything, side_by_side, stacked
 from sam_jax.train.commands.held_out import classes_of
 from sam_jax.train.commands.suggest import suggested
 from sam_jax.train.config import FinetuneConfig
-from sam_jax.train.data.examples import Example
+from sam_jax.train.data.examples import Example, number_of_files
 from sam_jax.train.data.looks import Look, flat_sentence, look_at
 from sam_jax.train.data.sources import open_source
 
@@ -69,7 +69,7 @@ def check(
     screen.print(summary(looks, "images" if config.tile is None else "tiles"))
     for note in (*source.notes, *warnings(looks, config.reading.range)):
         screen.print(note)
-    settings = suggested(config, len({source.file(index) for index in range(len(source))}))
+    settings = suggested(config, number_of_files(source))
     with written_whole(Path(out) / SUGGESTED, overwrite=True) as file:
         file.write_text(settings.to_json() + "\n", "utf-8")
     screen.print(f"Wrote {Path(out) / SHEET}")

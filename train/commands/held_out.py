@@ -12,8 +12,9 @@ from sam_jax.config import SamConfig
 from sam_jax.decoder.model import Sam
 from sam_jax.encoders.encoder import Encoder
 from sam_jax.images.pixels import encode_image
+from sam_jax.train.commands.suggest import advice
 from sam_jax.train.config import FinetuneConfig
-from sam_jax.train.data.examples import Source
+from sam_jax.train.data.examples import Source, number_of_files
 from sam_jax.train.data.looks import flat_note
 from sam_jax.train.data.sources import DrawnScenes, Encoded, Part, open_source, split
 from sam_jax.train.evaluation.classes import evaluate_classes
@@ -71,7 +72,8 @@ def _open(data: str, config: FinetuneConfig, decoder: SamConfig, say: Console, h
         once=held_out,
         classes=classes_of(config, decoder),
     )
-    for note in (*source.notes, *flat_note(source)):
+    advised = () if held_out else advice(config, number_of_files(source))
+    for note in (*source.notes, *flat_note(source), *advised):
         say.print(note)
     return source
 

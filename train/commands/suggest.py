@@ -1,20 +1,17 @@
 """Settings that are worth trying first, by the number of images.
 
-They are recipes from the literature for data of that size, scaled to one machine: few images train little of the model
-for a short time, many of them more of it for longer. They are a place to begin, and were not measured on your data.
+What trains is what was best on pictures of a look that the small SAM had never seen, with 10 images as with 100
+(`benchmarks/presets.py`). How long is from the literature, scaled to one machine: more images train for longer. They
+are a place to begin, and were not measured on your data.
 """
 
 import dataclasses
-from typing import Any
 
-from sam_jax.train.config import FinetuneConfig, LoopConfig, OptimizerConfig
+from sam_jax.train.config import FinetuneConfig, LoopConfig, OptimizerConfig, Preset
 
-ROWS: tuple[tuple[int, dict[str, Any]], ...] = (
-    (30, {"train": "decoder", "steps": 300, "look_every": 25}),
-    (300, {"train": "decoder_and_prompt_encoder", "steps": 1000, "look_every": 100}),
-    (1 << 62, {"train": "lora", "steps": 5000, "look_every": 250}),
-)
-"""Settings for up to so many images."""
+TRAIN: Preset = "everything"
+ROWS = ((30, 300, 25), (300, 1000, 100), (1 << 62, 5000, 250))
+"""For up to so many images, steps, and steps between looks at held-out images."""
 
 LEARNING_RATE = 1e-4
 HELD_OUT, PATIENCE = 0.2, 5
@@ -28,13 +25,28 @@ def suggested(config: FinetuneConfig, images: int) -> FinetuneConfig:
       config: how data is read and held out; that stays.
       images: how many there are.
     """
-    row = next(row for most, row in ROWS if images <= most)
-    every = row["look_every"]
+    steps, every = next((steps, every) for most, steps, every in ROWS if images <= most)
     return dataclasses.replace(
         config,
-        train=row["train"],
+        train=TRAIN,
         batch=min(config.batch, max(1, images // 2)),
         split=config.split or (0.0 if config.validate or images < 2 else HELD_OUT),
         optimizer=OptimizerConfig(learning_rate=LEARNING_RATE),
-        loop=LoopConfig(row["steps"], every, every, patience=PATIENCE),
+        loop=LoopConfig(steps, every, every, patience=PATIENCE),
+    )
+
+
+def advice(config: FinetuneConfig, images: int) -> tuple[str, ...]:
+    """Return a note on what is worth trying first, where the default trains instead; else none.
+
+    Args:
+      config: what the run is told.
+      images: how many there are.
+    """
+    if config.train != FinetuneConfig.train:
+        return ()
+    first = suggested(config, images)
+    return (
+        f"The {config.train} alone trains. With {images} images, --train {first.train} for {first.loop.steps} steps is "
+        "worth trying first, if time and memory allow; --check writes such settings.",
     )

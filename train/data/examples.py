@@ -88,6 +88,11 @@ class Files(Source, Protocol):
         ...
 
 
+def number_of_files(source: Files) -> int:
+    """Return how many images a source has, however many tiles are made of them."""
+    return len({source.file(index) for index in range(len(source))})
+
+
 class Problems:
     """What is wrong with a data set, collected so that one error tells all of it."""
 

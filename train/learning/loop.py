@@ -3,11 +3,15 @@
 A run is a folder. `checkpoints/` has what moves (parameters that train, the optimizer's state, the place in the data),
 so that a run that is killed at any point and started again goes on from the last checkpoint as if nothing had happened.
 `metrics.jsonl` has one line for every few steps: `step`, `seconds` per step, and the means of what the steps returned.
+
+Before its first step a run rehearses: it does two steps, and forgets them. The first compiles, the second says how long
+all steps take. So this is known before training begins, and no line's `seconds` has compilation in it.
 """
 
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import math
 import signal
 import threading
@@ -50,6 +54,8 @@ def train(
 ) -> TrainState:
     """Train until `config.steps`, from the run's last checkpoint if there is one, and return the last state.
 
+    How long the steps take, and how much memory, is told before the first one (`rehearse`).
+
     With held-out images, the run looks at them before the first step, every `config.look_every` steps, and after
     the last one. The parameters of the best look are kept (`validation.read_best`), and `config.patience` ends the run.
 
@@ -84,31 +90,35 @@ def train(
                 validation.look(state, keep)
                 progress.console.print(f"step {number}: {validation.in_words()}")
 
+        stopping = bool(validation and validation.is_over)
+        stream: Iterator[Any] = batches
+        if number < config.steps and not stopping:
+            first = next(batches)
+            state, seconds = rehearse(step, state, first)
+            progress.console.print(_cost_in_words(seconds, config.steps - number, bool(validation)))
+            stream = itertools.chain([first], batches)
         if validation and not validation.history:
             look()
-        stopping = bool(validation and validation.is_over)
-        pending, clock = [], _Clock()
+        pending, begun = [], time.monotonic()
         while number < config.steps and not stopping:
-            state, metrics = step(state, next(batches))
+            state, metrics = step(state, next(stream))
             pending.append(metrics)
             number += 1
-            if clock.tick(metrics):
-                progress.console.print(clock.in_words(config.steps - number))
             stopping = interrupted.is_set()
             last = stopping or number == config.steps
             if number % config.log_every == 0 or last:
-                line = summarise(number, jax.device_get(pending), clock.seconds())
+                metrics = jax.device_get(pending)
+                line = summarise(number, metrics, (time.monotonic() - begun) / len(pending))
                 check_line(line, history, config.diverged)
                 history.append(line)
                 append_line(run / METRICS, line)
                 progress.update(task, completed=number, note=f"loss {line['loss']:.4f}")
                 if not progress.console.is_terminal:
                     progress.console.print(_in_words(line, config.steps))
-                pending = []
-                clock.begin()
+                pending, begun = [], time.monotonic()
             if validation and (number % config.look_every == 0 or number == config.steps):
                 look()
-                clock.begin()
+                begun = time.monotonic()
                 stopping = last = last or validation.is_over
             if number % config.save_every == 0 or last:
                 save_checkpoint(manager, state, batches)
@@ -120,6 +130,32 @@ def train(
                 f"Ended after step {number} of {config.steps}: {config.patience} looks had no new best."
             )
     return state
+
+
+def rehearse(step: Step, state: TrainState, batch: Any) -> tuple[TrainState, float]:
+    """Do two steps and forget them; return the state as it was, and the seconds of the second step.
+
+    The first step compiles. What moves is kept in the host's memory meanwhile, so that a device needs no more memory
+    than for training.
+
+    Args:
+      step: what uses up the state that goes in.
+      state: before the steps.
+      batch: for both steps.
+    """
+    before = _moving(state)
+    kept = jax.tree.map(np.array, before)
+    seconds = 0.0
+    for _ in range(2):
+        begun = time.monotonic()
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        seconds = time.monotonic() - begun
+
+    def put_back(kept: np.ndarray, before: jax.Array) -> jax.Array:
+        return jax.device_put(kept, before.sharding if before.committed else None, may_alias=False)
+
+    return dataclasses.replace(state, **jax.tree.map(put_back, kept, before)), seconds
 
 
 def checkpoint_manager(run: Path, keep: int) -> ocp.CheckpointManager:
@@ -197,7 +233,7 @@ def curves(lines: Sequence[Line], held_out: Sequence[Line] = ()) -> Image.Image:
     def points(lines: Sequence[Line], name: str) -> list[tuple[float, float]]:
         return [(line["step"], line[name]) for line in lines]
 
-    terms = {name: points(lines, name) for name in ("loss", "focal", "dice", "iou")}
+    terms = {name: points(lines, name) for name in ("loss", "focal", "dice", "iou", "hq") if name in lines[0]}
     names = ("first_overlap", "last_overlap") if "last_overlap" in lines[0] else ("overlap",)
     overlaps = {name: points(lines, name) for name in names}
     if held_out:
@@ -205,41 +241,18 @@ def curves(lines: Sequence[Line], held_out: Sequence[Line] = ()) -> Image.Image:
     return stacked([line_plot(terms, "step", "loss"), line_plot(overlaps, "step", "mean IoU", y_limits=(0, 1))])
 
 
-class _Clock:
-    """Seconds per step, without the first step, which compiles."""
-
-    def __init__(self) -> None:
-        self.ticks, self.before = 0, time.monotonic()
-        self.begin()
-
-    def begin(self) -> None:
-        """Forget the steps so far."""
-        self.steps, self.since = 0, time.monotonic()
-
-    def tick(self, metrics: Any) -> bool:
-        """Count a step, and return whether it is the second: the first that says how long all others take."""
-        self.ticks += 1
-        self.steps += 1
-        if self.ticks <= 2:
-            jax.block_until_ready(metrics)
-        if self.ticks == 1:
-            self.begin()
-        return self.ticks == 2
-
-    def seconds(self) -> float:
-        """Of a step since `begin`; of the first step where there is no other."""
-        now = time.monotonic()
-        return (now - self.since) / self.steps if self.steps else now - self.before
-
-    def in_words(self, left: int) -> str:
-        """What a run of so many more steps takes, from the steps since `begin`."""
-        seconds, memory = self.seconds(), peak_memory() / 2**30
-        all_of_them = datetime.timedelta(seconds=round(seconds * left))
-        return f"A step takes {seconds:.2f} s; {left} more take {all_of_them}. {memory:.1f} GiB of memory are in use."
-
-
 def _moving(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "optimizer": state.optimizer}
+
+
+def _cost_in_words(seconds: float, steps: int, validated: bool) -> str:
+    """What so many steps take, of so many seconds each."""
+    whole = datetime.timedelta(seconds=round(seconds * steps))
+    without = ", without the looks at held-out images" if validated else ""
+    return (
+        f"A step takes {seconds:.2f} s; {steps} steps take {whole}{without}. "
+        f"{peak_memory() / 2**30:.1f} GiB of memory are in use."
+    )
 
 
 def _in_words(line: Line, steps: int) -> str:

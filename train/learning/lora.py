@@ -5,6 +5,7 @@ same function. The additions lie beside the kernel in the flat parameters: `.../
 usual factor `alpha / rank` is left to the learning rate.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -12,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-PROJECTIONS = r".*(attention|token_to_image|image_to_token)/(query|key|value|qkv|out)/kernel"
-"""Paths of the attention projections of decoder and image encoder."""
+PROJECTIONS = r".*(attention|token_to_image|image_to_token|block_\d+)/(query|key|value|qkv|out)/kernel"
+"""Paths of the attention projections of decoder and image encoder; those of SAM 2's encoder lie in its blocks."""
 
 
 def add_lora(
@@ -27,13 +28,13 @@ def add_lora(
       key: of the random numbers.
       params: flat parameters.
       rank: columns of `A`, rows of `B`.
-      pattern: of the whole paths of the kernels [in, out].
+      pattern: of the whole paths of the kernels: [in, out], or [1, 1, in, out] of a convolution of one pixel.
 
     Raises:
       ValueError: if no kernel matches, or one that does is no matrix, or the rank is not positive.
     """
     paths = sorted(path for path in params if re.fullmatch(pattern, path))
-    odd = [path for path in paths if params[path].ndim != 2]
+    odd = [path for path in paths if params[path].ndim < 2 or math.prod(params[path].shape[:-2]) != 1]
     if not paths or odd or rank < 1:
         raise ValueError(
             f"Low-rank additions need a positive rank and kernels that are matrices; got rank {rank} and the pattern "
@@ -41,7 +42,7 @@ def add_lora(
         )
     added = dict(params)
     for number, path in enumerate(paths):
-        inputs, outputs = params[path].shape
+        inputs, outputs = params[path].shape[-2:]
         normal = jax.random.normal(jax.random.fold_in(key, number), (inputs, rank))
         added[_beside(path, "a")] = normal / jnp.sqrt(inputs)
         added[_beside(path, "b")] = jnp.zeros((rank, outputs))
@@ -54,7 +55,7 @@ def merge_lora(params: Mapping[str, Array]) -> dict[str, Array]:
     for path in merged:
         if path.endswith("/kernel") and _beside(path, "a") in params:
             a, b = params[_beside(path, "a")], params[_beside(path, "b")]
-            merged[path] = merged[path] + jnp.matmul(a, b, precision="highest")
+            merged[path] = merged[path] + jnp.matmul(a, b, precision="highest").reshape(merged[path].shape)
     return merged
 
 

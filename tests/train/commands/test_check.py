@@ -10,7 +10,7 @@ from PIL import Image
 from small_run import save_checkpoint
 
 from sam_jax.commands import cli
-from sam_jax.train.commands.suggest import suggested
+from sam_jax.train.commands.suggest import advice, suggested
 from sam_jax.train.config import FinetuneConfig
 
 
@@ -54,18 +54,25 @@ def test_the_table_has_sizes_ranges_objects_and_what_is_wrong(
         assert text in out
     assert sorted(path.name for path in (folder / "run").iterdir()) == ["check.png", "suggested.json"]
     settings = FinetuneConfig.read(folder / "run" / "suggested.json")
-    assert (settings.reading.range, settings.train, settings.batch, settings.split) == ("file", "decoder", 2, 0.2)
+    assert (settings.reading.range, settings.train, settings.batch, settings.split) == ("file", "everything", 2, 0.2)
     sheet = np.asarray(Image.open(folder / "run" / "check.png"))
     assert sheet.shape[1] > 4 * 240
     assert sheet.reshape(-1, 3).std() > 30
 
 
-@pytest.mark.parametrize(("images", "train"), [(10, "decoder"), (100, "decoder_and_prompt_encoder"), (5000, "lora")])
-def test_more_images_train_more_for_longer(images: int, train: str) -> None:
+@pytest.mark.parametrize(("images", "steps"), [(10, 300), (100, 1000), (5000, 5000)])
+def test_more_images_train_for_longer(images: int, steps: int) -> None:
     settings = suggested(FinetuneConfig(tile=512, validate="x"), images)
-    assert (settings.train, settings.tile, settings.validate, settings.split) == (train, 512, "x", 0.0)
+    assert (settings.train, settings.loop.steps, settings.loop.patience) == ("everything", steps, 5)
+    assert (settings.tile, settings.validate, settings.split) == (512, "x", 0.0)
     assert FinetuneConfig.from_json(settings.to_json()) == settings
     assert suggested(FinetuneConfig(), 1).split == 0.0
+
+
+def test_where_the_default_trains_a_note_says_what_is_worth_trying_first() -> None:
+    (note,) = advice(FinetuneConfig(), 12)
+    assert note.startswith("The decoder alone trains. With 12 images, --train everything for 300 steps")
+    assert advice(FinetuneConfig(train="lora"), 12) == ()
 
 
 def test_every_problem_of_the_data_is_one_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

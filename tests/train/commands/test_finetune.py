@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from sam_jax.train.evaluation import evaluate as evaluate_module
 from sam_jax.train.evaluation.evaluate import evaluate
 from sam_jax.train.learning import step as step_module
 from sam_jax.train.learning.lines import read_lines
+from sam_jax.train.learning.lora import PROJECTIONS
 from sam_jax.train.learning.validation import VALIDATION, read_best
 
 SIZE = (96, 96)
@@ -241,6 +243,7 @@ def test_the_model_is_the_best_step_on_held_out_images(
     finetune(str(folder / "held_out" / "coco.json"), str(folder / "base"), folder / "split", config)
     assert seen == [2, 2, 2]
     said = " ".join(capsys.readouterr().err.split())
+    assert "The decoder alone trains. With 6 images, --train everything" in said
     assert "2 images are held out, 4 are trained on." in said
     assert "model/ is step 1, the best on the held-out images; last/ is step 2." in said
     assert len(EmbeddingStore.open(folder / "split" / "embeddings").names()) == 6
@@ -379,6 +382,7 @@ OTHERS = {
         ImageEncoder(dataclasses.replace(ENCODER.config, early_feature=True)),
     ),
     "sam2": (FAMILIES["sam2"], Hiera(SMALL_HIERA)),
+    "hq_sam2": (FAMILIES["hq_sam2"], Hiera(SMALL_HIERA)),
     "efficient_sam": (
         FAMILIES["efficient_sam"],
         ImageEncoder(dataclasses.replace(ENCODER.config, preprocessing="efficient_sam")),
@@ -395,21 +399,28 @@ OTHERS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", OTHERS)
-def test_tiles_and_held_out_images_with_other_families(
-    family: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is measured on held-out tiles takes all maps of them, and is written down."""
+@functools.cache
+def of_family(folder: Path, family: str) -> tuple[Path, Sam]:
+    """A checkpoint with its image encoder, and its decoder."""
     settings, encoder = OTHERS[family]
     model = Sam(dataclasses.replace(MODEL.config, **settings))
     variables = encoder_variables(encoder, jnp.zeros((*encoder.config.image_size, 3)))
     sam_jax.save(folder / family, model, random_variables(model), encoder, variables)
+    return folder / family, model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sam_hq", "sam2", "efficient_sam"])
+def test_tiles_and_held_out_images_with_other_families(
+    family: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured on held-out tiles takes all maps of them, and is written down."""
+    base, model = of_family(folder, family)
     monkeypatch.setattr(step_module, "decode_batch", mean_of_all)
     monkeypatch.setattr(evaluate_module, "predict_masks", functools.partial(sam_jax.predict_masks, path="plain"))
     monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)
     config = dataclasses.replace(CONFIG, batch=1, objects=1, loop=LoopConfig(1, 1, 1), tile=64, split=0.5)
-    finetune(str(folder / "held_out" / "coco.json"), str(folder / family), folder / f"{family}_tiles", config)
+    finetune(str(folder / "held_out" / "coco.json"), str(base), folder / f"{family}_tiles", config)
     looks = read_lines(folder / f"{family}_tiles" / VALIDATION)
     assert [look["step"] for look in looks] == [0, 1]
     assert all(0 <= look[name] <= 1 for look in looks for name in ("click", "box"))
@@ -434,3 +445,21 @@ def test_low_rank_additions_are_merged_into_the_attention_projections(
     assert result.frozen == sum(x.size for path, x in base.items() if "/constants/" not in f"/{path}")
     tensors = sam_jax.convert.to_torch(*sam_jax.load(result.model))
     assert tensors.keys() == sam_jax.convert.to_torch(*sam_jax.load(folder / "base")).keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sam_hq", "hq_sam2"])
+def test_low_rank_additions_in_bfloat16_with_activations_computed_twice(
+    family: str, folder: Path, plain: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune_module, "_draw", lambda *of_run: None)
+    base, _ = of_family(folder, family)
+    config = dataclasses.replace(
+        CONFIG, train="lora", dtype="bfloat16", remat=True, batch=1, objects=1, loop=LoopConfig(2, 1, 2)
+    )
+    result = finetune(str(folder / "held_out" / "coco.json"), str(base), folder / f"{family}_lora", config)
+    moved, after = changed(base, result.model), flat(result.model)
+    attentions = [path for path in after if re.fullmatch(PROJECTIONS, path)]
+    assert {path.split("/")[0] for path in attentions} == {"params", "encoder"}
+    assert moved == set(attentions)
+    assert {after[path].dtype for path in moved} == {np.dtype(np.float32)}

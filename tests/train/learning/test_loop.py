@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from toy_run import KilledError, numbers, toy_state, toy_step
 
 from sam_jax.train.config import LoopConfig
 from sam_jax.train.learning.lines import read_lines
-from sam_jax.train.learning.loop import METRICS, TrainingError, check_line, curves, summarise, train
+from sam_jax.train.learning.loop import METRICS, TrainingError, check_line, curves, rehearse, summarise, train
 
 CONFIG = LoopConfig(steps=8, log_every=2, save_every=4, keep=2)
 
@@ -57,7 +58,7 @@ def test_a_real_run_that_is_killed_ends_with_the_same_bits(tmp_path):
     assert read_lines(tmp_path / "whole" / METRICS, 4)[0]["loss"] > 0
 
 
-@pytest.mark.parametrize("number", [1, 4, 6])
+@pytest.mark.parametrize("number", [3, 4, 6])  # steps 0 and 1 are rehearsed
 def test_ctrl_c_saves_the_step_that_is_running(tmp_path, number, capsys):
     def interrupted(state, batch):
         if int(state.step) == number - 1:
@@ -81,15 +82,49 @@ def test_a_log_file_gets_a_line_where_a_terminal_has_a_bar(tmp_path, capsys):
     assert lines[-1].endswith("s a step, 0:00:00 left")
 
 
-def test_time_and_memory_are_told_after_two_steps_and_compiling_is_no_step(tmp_path, capsys):
+@pytest.mark.parametrize("done", [0, 4])
+def test_time_and_memory_are_told_before_the_first_step_and_compiling_is_no_step(tmp_path, done, capsys):
+    said = []
+
     def slow_at_first(state, batch):
-        time.sleep(1.0 if int(state.step) == 0 else 0.01)
+        said.append(" ".join(capsys.readouterr().err.split()))
+        time.sleep(0.01 if len(said) > 1 else 1.0)
         return toy_step(state, batch)
 
+    if done:
+        train(tmp_path, toy_state(), toy_step, numbers(), dataclasses.replace(CONFIG, steps=done))
     train(tmp_path, toy_state(), slow_at_first, numbers(), CONFIG)
-    said = " ".join(capsys.readouterr().err.split())
-    assert re.search(r"A step takes 0\.\d\d s; 6 more take 0:00:0\d\. \d+\.\d GiB of memory are in use\.", said)
+    assert len(said) == 2 + 8 - done  # two steps are forgotten
+    told = rf"A step takes 0\.\d\d s; {8 - done} steps take 0:00:0\d\. \d+\.\d GiB of memory are in use\."
+    assert re.search(told, said[2])
+    assert not any(re.search(told, text) for text in said[3:])
     assert all(line["seconds"] < 0.5 for line in read_lines(tmp_path / METRICS))
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_a_rehearsal_changes_nothing_and_its_program_is_that_of_training(placed):
+    update = jax.jit(lambda moving, batch: jax.tree.map(lambda x: 0.7 * x + batch, moving), donate_argnums=0)
+
+    def uses_up(state, batch):
+        params, optimizer = update((state.params, state.optimizer), batch)
+        return state.replace(step=state.step + 1, params=params, optimizer=optimizer), {"loss": batch}
+
+    def begin():
+        state = toy_state()
+        state = uses_up(jax.device_put(state, jax.devices()[1]) if placed else state, 1.5)[0]
+        return state, state.params["x"]
+
+    (state, used_up), (wanted, _) = begin(), begin()
+    state, seconds = rehearse(uses_up, state, 2.5)
+    assert used_up.is_deleted()
+    assert seconds > 0
+    programs = update._cache_size()
+    for _ in range(3):
+        for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_array_equal(x, y)
+            assert (x.sharding, x.committed) == (y.sharding, y.committed)
+        state, wanted = uses_up(state, 2.5)[0], uses_up(wanted, 2.5)[0]
+    assert update._cache_size() == programs
 
 
 def test_a_run_that_is_done_is_done(tmp_path):
@@ -143,6 +178,12 @@ def test_curves_are_drawn(tmp_path):
     assert len(picture.getcolors(1 << 16)) > 5
     held_out = [{"step": step, "click": 0.2, "box": 0.1 * step} for step in range(8)]
     assert curves(read_lines(tmp_path / METRICS), held_out).tobytes() != picture.tobytes()
+
+
+def test_the_loss_of_sam_hqs_mask_has_a_curve():
+    lines = [{"step": step, **dict.fromkeys(("loss", "focal", "dice", "iou", "overlap"), 0.1)} for step in (1, 9)]
+    with_hq = [line | {"hq": 1.0 / line["step"]} for line in lines]
+    assert curves(with_hq).tobytes() != curves(lines).tobytes()
 
 
 def test_curves_of_classes_have_one_overlap():

@@ -2,9 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from small_run import CONSTANTS, MODEL, PARAMS
 
 import sam_jax
+from sam_jax.encoders.config import EFFICIENT_VIT_L0, HIERA_TINY, TINY_VIT, VIT_TINY
+from sam_jax.encoders.encoder import make_encoder
 from sam_jax.train.learning.lora import add_lora, merge_lora
 from sam_jax.train.learning.state import flatten, unflatten
 
@@ -21,15 +24,20 @@ def test_every_attention_projection_gets_an_addition():
     }
 
 
-def test_qkv_of_an_encoder_gets_an_addition():
-    params = {
-        "image_encoder/block_0/attention/qkv/kernel": jnp.ones((4, 12)),
-        "image_encoder/neck/conv_1/kernel": jnp.ones((1, 1, 4, 4)),
-    }
-    added = add_lora(KEY, params, 2)
-    assert added["image_encoder/block_0/attention/qkv/lora_a"].shape == (4, 2)
-    assert added["image_encoder/block_0/attention/qkv/lora_b"].shape == (2, 12)
-    assert len(added) == 4
+@pytest.mark.parametrize("config", [VIT_TINY, TINY_VIT, HIERA_TINY, EFFICIENT_VIT_L0], ids=lambda x: type(x).__name__)
+def test_all_attentions_of_an_encoder_get_additions(config):
+    encoder = make_encoder(config)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((*config.image_size, 3)))
+    params = flatten_dict(shapes["params"], sep="/")
+    added = jax.eval_shape(lambda params: add_lora(KEY, params, 2), params)
+    for name in ("qkv", "out"):
+        paths = [path for path in params if path.endswith(f"{name}/kernel") and "neck" not in path]
+        assert paths
+        for path in paths:
+            assert added[path.replace("kernel", "lora_a")].shape == (params[path].shape[-2], 2)
+            assert added[path.replace("kernel", "lora_b")].shape == (2, params[path].shape[-1])
+    merged = jax.eval_shape(lambda params: merge_lora(add_lora(KEY, params, 2)), params)
+    assert {path: x.shape for path, x in merged.items()} == {path: x.shape for path, x in params.items()}
 
 
 def test_a_fresh_addition_changes_nothing():
