@@ -61,7 +61,7 @@ class Desk:
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Where a pixel of the image is on the screen: as `Stage.fit` puts it."""
         box = self.page.locator("#stage").bounding_box()
-        room = min(self.page.locator("#tools").evaluate("tools => tools.offsetHeight") + 48, box["height"] / 6)
+        room = min(self.page.locator("#tools").evaluate("tools => tools.offsetHeight") + 48, box["height"] / 4)
         scale = min((box["width"] - 24) / 512, (box["height"] - room - 12) / 512)
         left, top = (box["width"] - 512 * scale) / 2, max(12, (box["height"] - room - 512 * scale) / 2)
         return box["x"] + left + (x + 0.5) * scale, box["y"] + top + (y + 0.5) * scale

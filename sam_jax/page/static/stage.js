@@ -68,7 +68,7 @@ export class Stage {
   fit() {
     if (!this.picture) return;
     const { width, height } = this.canvas.getBoundingClientRect();
-    const room = Math.min(this.tools.offsetHeight + 48, height / 6); // for the tools below
+    const room = Math.min(this.tools.offsetHeight + 48, height / 4); // for the tools below
     this.scale = Math.min((width - 24) / this.width, (height - room - 12) / this.height);
     this.left = (width - this.width * this.scale) / 2;
     this.top = Math.max(12, (height - room - this.height * this.scale) / 2);
