@@ -21,7 +21,7 @@ def place(page: Page, x: float, y: float) -> tuple[float, float]:
     """Where a pixel of a scene of 512 x 512 is on the screen: as `Stage.fit` puts it."""
     box = page.locator("#stage").bounding_box()
     assert box is not None
-    room = min(96, box["height"] / 6)
+    room = min(page.locator("#tools").evaluate("tools => tools.offsetHeight") + 48, box["height"] / 4)
     scale = min((box["width"] - 24) / 512, (box["height"] - room - 12) / 512)
     left = box["x"] + (box["width"] - 512 * scale) / 2
     top = box["y"] + max(12, (box["height"] - room - 512 * scale) / 2)

@@ -68,10 +68,10 @@ class Thresholds:
 def thresholds_of(settings: AutomaticConfig) -> Thresholds:
     """Return the settings of the filters."""
     return Thresholds(
-        settings.pred_iou_thresh,
-        settings.stability_score_thresh,
-        settings.stability_score_offset,
-        settings.box_nms_thresh,
+        float(settings.pred_iou_thresh),
+        float(settings.stability_score_thresh),
+        float(settings.stability_score_offset),
+        float(settings.box_nms_thresh),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from sam_jax.config import SamConfig
 from sam_jax.errors import describe
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
@@ -115,3 +116,9 @@ class AutomaticConfig:
         for grid in map(np.asarray, grids):
             if grid.ndim != 2 or grid.shape[1] != 2 or not ((grid >= 0) & (grid <= 1)).all():
                 raise ValueError(f"point_grids must be arrays [point, 2] of (x, y) from 0 to 1, got {describe(grid)}.")
+
+
+def check_decoder(config: SamConfig, settings: AutomaticConfig) -> None:
+    """Raise a ValueError for settings that ask a decoder for what it cannot do."""
+    if settings.use_m2m and config.efficient_sam:
+        raise ValueError("use_m2m hands masks back as prompts, and EfficientSAM takes no mask prompts.")

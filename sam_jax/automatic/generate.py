@@ -12,7 +12,7 @@ from sam_jax.automatic.candidates import (
     prepared,
     thresholds_of,
 )
-from sam_jax.automatic.config import AutomaticConfig
+from sam_jax.automatic.config import AutomaticConfig, check_decoder
 from sam_jax.automatic.grid import point_grids
 from sam_jax.batch.decode import Images
 from sam_jax.batch.select import masks_selected
@@ -78,8 +78,12 @@ def generate_masks(
 
     Returns:
       Masks, of which `valid` count. `resize_masks` or `binary_masks` bring them to the original size.
+
+    Raises:
+      ValueError: for `use_m2m` where the decoder takes no mask prompts.
     """
     settings = settings or AutomaticConfig()
+    check_decoder(model.config, settings)
     height, width = (jnp.asarray(x, jnp.int32) for x in original_size)
     rows, columns = (jnp.asarray(x, jnp.int32) for x in input_size)
     if points is None:

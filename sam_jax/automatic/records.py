@@ -17,7 +17,7 @@ from sam_jax.automatic.candidates import (
     prepared,
     thresholds_of,
 )
-from sam_jax.automatic.config import AutomaticConfig
+from sam_jax.automatic.config import AutomaticConfig, check_decoder
 from sam_jax.automatic.grid import Crop, check_region, in_region, make_crops, point_grids
 from sam_jax.automatic.nms import box_nms
 from sam_jax.automatic.regions import without_small_regions
@@ -103,6 +103,7 @@ def generate_records(
       region: where the points must lie.
       progress: is told how far it is.
     """
+    check_decoder(model.config, settings)
     region, grids = check_region(region, size), point_grids(settings)
     crops = make_crops(size, settings.crop_n_layers, settings.crop_overlap_ratio, settings.tile)
     found = []

@@ -164,6 +164,7 @@ def masks(
     tile: int | None = None,
     min_mask_region_area: int = 0,
     max_masks: int | None = None,
+    use_m2m: bool = False,
     distributed: bool = False,
     reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading(),  # noqa: B008 - it is frozen
     family: Family = None,
@@ -198,6 +199,7 @@ def masks(
         large images. Prompts of a table are asked in the tile around them.
       min_mask_region_area: fill holes and remove islands of fewer pixels.
       max_masks: of each image, the first ones.
+      use_m2m: hand each mask back as a prompt with its point, for a better one, as SAM 2's own generator may do.
       distributed: this is one of several hosts of a TPU or GPU job, which all run this command; each takes its share.
       reading: how images are read.
       family: whose settings to use, where the checkpoint does not tell.
@@ -224,6 +226,7 @@ def masks(
         tile=tile,
         min_mask_region_area=min_mask_region_area,
         max_masks=max_masks,
+        use_m2m=use_m2m,
     )
     run(
         images,

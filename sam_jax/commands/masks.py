@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from sam_jax.atomic import remove_leftovers, written_whole
-from sam_jax.automatic.config import AutomaticConfig
+from sam_jax.automatic.config import AutomaticConfig, check_decoder
 from sam_jax.automatic.labels import label_map
 from sam_jax.automatic.records import Record
 from sam_jax.commands.object_tables import ask, numbers_of, read_prompts, write_table
@@ -89,7 +89,8 @@ def run(
     made = {"kind": "+".join(kinds), "checkpoint": provenance_of(checkpoint, family, prefix).sha256}
     made |= reading.told
     made |= {} if prompts is None else {"prompts": hashlib.sha256(prompts.read_bytes()).hexdigest()}
-    _keep_settings(out, made | dataclasses.asdict(settings))
+    made |= dataclasses.asdict(settings)
+    _refuse_others(out, made)
     share = share_of_process(files)
     remove_leftovers(out, {path.name for file in share for path in targets[file]})
     todo = [file for file in share if not all(_is_done(file, path) for path in targets[file])]
@@ -98,6 +99,8 @@ def run(
     if todo:
         with console.status(f"Loading {checkpoint}"):
             predictor = Predictor.load(checkpoint, family=family, prefix=prefix)
+        check_decoder(predictor.model.config, settings)
+        _keep_settings(out, made)
         settings = dataclasses.replace(settings, output_mode="coco_rle")  # of bools, large images would fill memory
         with _progress(console) as progress:
             task = progress.add_task("Finding masks", total=len(todo), rate="")
@@ -134,16 +137,20 @@ def _asked_for(files: list[Path], asked: Mapping[str, Any], table: Path | None, 
     return found
 
 
-def _keep_settings(out: Path, made: dict[str, Any]) -> None:
-    """Write down what a folder is made with, or raise where it was made with something else."""
+def _refuse_others(out: Path, made: dict[str, Any]) -> None:
+    """Raise where a folder was made with something else."""
     file = out / SETTINGS
-    if file.exists():
-        before = json.loads(file.read_text("utf-8"))
-        other = [f"{name} {before.get(name)}, now {value}" for name, value in made.items() if before.get(name) != value]
-        if other:
-            raise ValueError(f"{out} was made with other settings ({'; '.join(other)}): name another folder.")
+    if not file.exists():
         return
-    with written_whole(file, overwrite=True) as path:  # another process may write the same at the same time
+    before = json.loads(file.read_text("utf-8"))
+    other = [f"{name} {before.get(name)}, now {value}" for name, value in made.items() if before.get(name) != value]
+    if other:
+        raise ValueError(f"{out} was made with other settings ({'; '.join(other)}): name another folder.")
+
+
+def _keep_settings(out: Path, made: dict[str, Any]) -> None:
+    """Write down what a folder is made with."""
+    with written_whole(out / SETTINGS, overwrite=True) as path:  # another process may write the same at the same time
         path.write_text(json.dumps(made, indent=2) + "\n", "utf-8")
 
 

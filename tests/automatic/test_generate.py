@@ -125,6 +125,17 @@ def test_sam_2_may_ask_for_each_mask_again() -> None:
     np.testing.assert_array_equal(found.points, np.repeat(POINTS, 3, 0)[order])
 
 
+def test_a_family_without_mask_prompts_is_not_asked_again() -> None:
+    model = family_model("efficient_sam")
+    variables, features = random_variables(model), random_features(model=model)
+    image = sam_jax.EncodedImage(features, (77, 128), SIZE)
+    settings = with_points(image, use_m2m=True)
+    with pytest.raises(ValueError, match="use_m2m hands masks back as prompts"):
+        generate_masks(model, variables, features, **sizes(image), settings=settings)
+    with pytest.raises(ValueError, match="use_m2m hands masks back as prompts"):
+        generate_records(model, variables, SIZE, lambda _: image, settings)
+
+
 def test_fewer_places_than_masks(image: sam_jax.EncodedImage) -> None:
     settings = [AutomaticConfig(**ALL, max_masks=n) for n in (60, 3)]
     every, few = (generate_masks(MODEL, VARIABLES, image.embedding, **sizes(image), settings=s) for s in settings)

@@ -1,18 +1,27 @@
 """`sam-jax masks`: what it writes, that it goes on where it stopped, and what it says of bad images."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_encoder
 from PIL import Image
 from pycocotools.coco import COCO
+from random_model import family_model, random_variables
+from rich.console import Console
 from scipy import ndimage
 
-from sam_jax import Predictor, label_map
+import sam_jax
+from sam_jax import AutomaticConfig, Predictor, label_map
 from sam_jax.commands import cli
+from sam_jax.commands import masks as command
 from sam_jax.commands.demo import SMALL
+from sam_jax.encoders.config import VIT_TINY
+from sam_jax.encoders.vit import ImageEncoder
 from sam_jax.train.data.scenes import draw_scene
 
 SIZE = (60, 90)
@@ -123,6 +132,26 @@ def test_a_pattern_that_no_image_has(run, folder: Path) -> None:
     (folder / "images" / "notes.txt").write_text("no image")
     code, said = run(folder / "images" / "*.txt", "-o", folder / "out")
     assert (code, "There is no file or folder" in said) == (1, True)
+
+
+def test_each_mask_is_asked_for_again(run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(Predictor, "generate", lambda *_, use_m2m, **__: asked.append(use_m2m) or [])
+    assert run(folder / "images" / "a.png", "-o", folder / "out", "--use-m2m")[0] == 0
+    assert run(folder / "images" / "a.png", "-o", folder / "plain")[0] == 0
+    assert asked == [True, False]
+
+
+def test_a_family_without_mask_prompts_is_refused_at_once(folder: Path) -> None:
+    model = family_model("efficient_sam")
+    config = dataclasses.replace(VIT_TINY, depth=1, global_blocks=(0,), preprocessing="efficient_sam")
+    encoder = ImageEncoder(config)
+    of_encoder = random_encoder.random_variables(encoder, jnp.zeros((128, 128, 3)))
+    sam_jax.save(folder / "it", model, random_variables(model), encoder, of_encoder)
+    settings = AutomaticConfig(use_m2m=True)
+    with pytest.raises(ValueError, match="use_m2m hands masks back as prompts, and EfficientSAM takes no mask prompts"):
+        command.run([folder / "images"], str(folder / "it"), folder / "out", Console(quiet=True), settings)
+    assert not (folder / "out").exists()
 
 
 def test_settings_that_mean_nothing_write_nothing(run, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The page in a real browser: what people see and do, from the first click to the export."""
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -60,7 +61,7 @@ class Desk:
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Where a pixel of the image is on the screen: as `Stage.fit` puts it."""
         box = self.page.locator("#stage").bounding_box()
-        room = min(96, box["height"] / 6)
+        room = min(self.page.locator("#tools").evaluate("tools => tools.offsetHeight") + 48, box["height"] / 4)
         scale = min((box["width"] - 24) / 512, (box["height"] - room - 12) / 512)
         left, top = (box["width"] - 512 * scale) / 2, max(12, (box["height"] - room - 512 * scale) / 2)
         return box["x"] + left + (x + 0.5) * scale, box["y"] + top + (y + 0.5) * scale
@@ -88,15 +89,27 @@ class Desk:
         return objects
 
 
-@pytest.fixture
-def desk(browser: Any, server: Any) -> Iterator[Desk]:
+@contextlib.contextmanager
+def opened(browser: Any, server: Any, width: int, height: int, **screen: Any) -> Iterator[Desk]:
     for image in server.ids:
         httpx.put(f"{server.address}/api/images/{image}/objects", json={"objects": []})
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
+    context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True, **screen)
     desk = Desk(context.new_page(), server)
     yield desk
     assert desk.complaints == []
     context.close()
+
+
+@pytest.fixture
+def desk(browser: Any, server: Any) -> Iterator[Desk]:
+    with opened(browser, server, 1280, 800) as desk:
+        yield desk
+
+
+@pytest.fixture
+def tablet(browser: Any, server: Any) -> Iterator[Desk]:
+    with opened(browser, server, 820, 1180, has_touch=True) as tablet:
+        yield tablet
 
 
 def chosen(one: dict[str, Any]) -> np.ndarray:
@@ -257,6 +270,103 @@ def test_the_mask_is_drawn_where_it_is(desk: Desk, truth: np.ndarray) -> None:
     columns = np.linspace(left - box["x"], right - box["x"], 512).astype(int)
     rows = np.linspace(top - box["y"], bottom - box["y"], 512).astype(int)
     assert iou(changed[rows][:, columns], chosen(one)) > 0.9
+
+
+Place = tuple[float, float]
+
+
+def touch(tablet: Desk, *path: list[Place]) -> None:
+    """Put fingers down on the screen, move them along a path, and lift them."""
+    session = tablet.page.context.new_cdp_session(tablet.page)
+    kinds = ["touchStart", *["touchMove"] * (len(path) - 1), "touchEnd"]
+    for kind, fingers in zip(kinds, [*path, []], strict=True):
+        points = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(fingers)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    session.detach()
+
+
+def choose(tablet: Desk, tool: str) -> None:
+    button = tablet.page.locator("[data-tool]", has_text=tool)
+    button.tap()
+    button.and_(tablet.page.locator("[aria-checked=true]")).wait_for()  # a tap takes a moment to be a click
+
+
+def test_a_finger_is_enough(tablet: Desk, truth: np.ndarray) -> None:
+    tablet.page.touchscreen.tap(*tablet.place(352, 394))
+    (one,) = tablet.until(lambda objects: len(objects) == 1)
+    np.testing.assert_allclose(one["points"], [[352.5, 394.5]], atol=1)
+    assert iou(chosen(one), truth) > 0.8
+    choose(tablet, "Take away")
+    tablet.page.touchscreen.tap(*tablet.place(352, 200))
+    tablet.until(lambda objects: objects[0]["labels"] == [1, 0])
+
+    # A finger that is not quite still is no box; one that goes on is.
+    tablet.page.locator("#new").tap()
+    choose(tablet, "Add")
+    x, y = tablet.place(100, 200)
+    touch(tablet, [(x, y)], [(x + 7, y)])
+    objects = tablet.until(lambda objects: len(objects) == 2)
+    assert (len(objects[1]["points"]), objects[1]["box"]) == (1, None)
+    tablet.page.locator("#new").tap()
+    touch(tablet, [tablet.place(60, 70)], [tablet.place(90, 100)], [tablet.place(200, 180)])
+    objects = tablet.until(lambda objects: len(objects) == 3)
+    np.testing.assert_allclose(objects[2]["box"], [60.5, 70.5, 200.5, 180.5], atol=1)
+
+    tablet.page.locator("#new").tap()
+    choose(tablet, "Brush")
+    touch(tablet, [tablet.place(320, 370)], [tablet.place(350, 400)], [tablet.place(380, 370)])
+    objects = tablet.until(lambda objects: len(objects) == 4)
+    assert from_text(objects[3]["mask"]["counts"], (512, 512))[400, 350]
+
+
+@pytest.mark.parametrize("tool", ["Add", "Brush"])
+def test_two_fingers_zoom_and_move(tablet: Desk, tool: str) -> None:
+    choose(tablet, tool)
+    scale = tablet.place(1, 0)[0] - tablet.place(0, 0)[0]
+    x, y = tablet.place(256, 256)
+    wide = [[(x - at, y), (x + at, y)] for at in (60, 90, 120)]  # twice as large
+    there = [[(a + 50, b - 30) for a, b in wide[-1]]]
+    touch(tablet, wide[0][:1], *wide, *there)
+    assert tablet.objects() == []
+    assert tablet.page.evaluate("[scrollX, scrollY, visualViewport.scale]") == [0, 0, 1]
+
+    # The image has followed the fingers, and the next tap is where it is seen.
+    choose(tablet, "Add")
+    tablet.page.touchscreen.tap(x + 50 + 80, y - 30)
+    (one,) = tablet.until(lambda objects: len(objects) == 1)
+    np.testing.assert_allclose(one["points"], [[256.5 + 80 / (2 * scale), 256.5]], atol=1)
+    assert one["mask"] is None
+
+    # A single finger moves it, too, where that is wanted.
+    choose(tablet, "Move")
+    touch(tablet, [(x, y)], [(x - 40, y + 60)])
+    choose(tablet, "Add")
+    tablet.page.touchscreen.tap(x + 50 + 80 - 40, y - 30 + 60)
+    (one,) = tablet.until(lambda objects: len(objects[0]["points"]) == 2)
+    np.testing.assert_allclose(one["points"][1], one["points"][0], atol=1)
+
+
+TOO_SMALL = """() => {
+  const all = [...document.querySelectorAll("button, .button, select, [type=range], #objects input, fieldset label")];
+  const boxes = all.map((one) => [one.outerHTML.slice(0, 80), one.getBoundingClientRect()]);
+  return boxes.filter(([, box]) => box.width && Math.min(box.width, box.height) < 43.9);
+}"""
+"""What is seen, is pressed, and has a side of less than 44 pixels."""
+
+
+@pytest.mark.parametrize("width", [820, 1180])
+def test_all_is_large_enough_for_fingers(tablet: Desk, width: int) -> None:
+    tablet.page.set_viewport_size({"width": width, "height": 2000 - width})
+    tablet.page.touchscreen.tap(*tablet.place(352, 394))
+    tablet.until(lambda objects: len(objects) == 1)
+    for button in (None, "#export", "#help"):
+        if button:
+            tablet.page.locator(button).tap()
+        assert tablet.page.evaluate(TOO_SMALL) == []
+        assert tablet.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        tablet.page.keyboard.press("Escape")
+    tools = tablet.page.locator("#tools").bounding_box()
+    assert tools["y"] > tablet.place(0, 512)[1]  # the tools hide nothing of the image
 
 
 def pixels(picture: bytes) -> np.ndarray:

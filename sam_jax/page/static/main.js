@@ -12,7 +12,7 @@ const SURENESS = {
 };
 
 const store = new Store(api);
-const stage = new Stage($("stage"));
+const stage = new Stage($("stage"), $("tools"));
 let colours = ["#0f5e63"];
 let images = [];
 let job = null;

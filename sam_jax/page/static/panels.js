@@ -30,7 +30,7 @@ export function showObjects(list, objects, active, colours, on) {
   const wanted = objects.map((object) => {
     const row = rows.get(object.id) ?? objectRow(object.id, on);
     const [colour, name, score, remove] = row.children;
-    colour.style.background = colours[object.colour % colours.length];
+    colour.style.color = colours[object.colour % colours.length];
     colour.setAttribute("aria-label", `Object ${object.id}: ${object.name}`);
     colour.setAttribute("aria-pressed", String(object.id === active));
     remove.setAttribute("aria-label", `Delete object ${object.id}`);

@@ -7,11 +7,14 @@ import { Layer } from "./layer.js";
 import { encode, ofAlpha } from "./runs.js";
 
 const DRAG = 5; // screen pixels from which a click is a drag
+const FINGER_DRAG = 12; // likewise of a finger, which is never still
 const NEAREST = 40; // screen pixels that a pixel of the image takes at most
 
 export class Stage {
-  constructor(canvas) {
+  // `tools` lie on the lower edge of the canvas.
+  constructor(canvas, tools) {
     this.canvas = canvas;
+    this.tools = tools;
     this.context = canvas.getContext("2d");
     this.tool = "add";
     this.opacity = 0.45;
@@ -26,6 +29,8 @@ export class Stage {
       canvas.addEventListener(kind, (event) => this[`_${kind}`](event));
     }
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+    // A quick finger is no fling, after which a browser would not hear the next tap.
+    canvas.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
     canvas.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
     canvas.addEventListener("keydown", (event) => this.#key(event));
     canvas.addEventListener("blur", () => { this.cross = null; this.draw(); });
@@ -63,7 +68,7 @@ export class Stage {
   fit() {
     if (!this.picture) return;
     const { width, height } = this.canvas.getBoundingClientRect();
-    const room = Math.min(96, height / 6); // for the tools below
+    const room = Math.min(this.tools.offsetHeight + 48, height / 4); // for the tools below
     this.scale = Math.min((width - 24) / this.width, (height - room - 12) / this.height);
     this.left = (width - this.width * this.scale) / 2;
     this.top = Math.max(12, (height - room - this.height * this.scale) / 2);
@@ -194,14 +199,20 @@ export class Stage {
     this.canvas.setPointerCapture(event.pointerId);
     const place = this.#place(event);
     this.pointers.set(event.pointerId, place);
-    if (this.pointers.size === 2) this.gesture = { kind: "pinch" };
-    if (this.pointers.size > 1) return;
+    if (this.pointers.size > 1) {
+      this.#giveUp();
+      this.gesture = { kind: "pinch" };
+      return;
+    }
     const takes = this.tool === "remove" || event.button === 2 || event.altKey;
     if (this.tool === "move" || this.held || event.button === 1) this.gesture = { kind: "move" };
     else if (this.tool === "brush") {
       this.gesture = { kind: "stroke", erases: event.button === 2 || event.altKey };
       this.#stroke(place, place);
-    } else if (this.#isInside(place.x, place.y)) this.gesture = { kind: "click", start: place, label: takes ? 0 : 1 };
+    } else if (this.#isInside(place.x, place.y)) {
+      const slack = event.pointerType === "touch" ? FINGER_DRAG : DRAG;
+      this.gesture = { kind: "click", start: place, label: takes ? 0 : 1, slack };
+    }
   }
 
   _pointermove(event) {
@@ -221,6 +232,7 @@ export class Stage {
   _pointerup(event) {
     const gesture = this.gesture;
     this.pointers.delete(event.pointerId);
+    if (this.pointers.size === 1) this.gesture = { kind: "move" }; // one finger of a pinch is still there
     if (this.pointers.size) return;
     this.gesture = null;
     this.draw();
@@ -231,13 +243,19 @@ export class Stage {
 
   _pointercancel(event) {
     this.pointers.delete(event.pointerId);
-    this.gesture = null;
+    this.#giveUp();
     this.draw();
   }
 
+  // Forget what was begun: another finger has come, or the system has taken the pointer.
+  #giveUp() {
+    if (this.gesture?.kind === "stroke") this.setRough(this.prompt?.mask ?? null);
+    this.gesture = null;
+  }
+
   #drag(place) {
-    const { start, label } = this.gesture;
-    if (!label || Math.hypot(place.x - start.x, place.y - start.y) < DRAG) return;
+    const { start, label, slack } = this.gesture;
+    if (!label || Math.hypot(place.x - start.x, place.y - start.y) < slack) return;
     const [x0, y0] = this.toImage(start.x, start.y);
     const [x1, y1] = this.toImage(place.x, place.y);
     const box = [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
