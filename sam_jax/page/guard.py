@@ -67,8 +67,12 @@ class Guard:
                 await self._app(scope, receive, send)
             return
 
+        begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
@@ -84,7 +88,11 @@ class Guard:
         except _RefusedError as refused:
             await _answer(send_with_headers, refused.status, {"detail": refused.detail})
             return
-        await self._app(scope, checked, send_with_headers)
+        try:
+            await self._app(scope, checked, send_with_headers)
+        except asyncio.CancelledError:  # the server ends, and does not wait for this answer
+            if not begun:
+                await _answer(send_with_headers, 503, {"detail": "The server was ended."})
 
     def _check_place(self, scope: Scope, headers: Headers) -> None:
         """Refuse requests to other names, and those that another page sends."""

@@ -1,5 +1,6 @@
 """What is refused: other pages, other names, too much, and what means nothing. Then the server answers as before."""
 
+import asyncio
 import importlib
 import json
 import socket
@@ -185,6 +186,15 @@ def test_there_is_room_for_so_many_uploads(tmp_path: Path, monkeypatch: pytest.M
         images.add("b", tmp_path / "1.png")
     images.remove(first.id)
     assert list(uploads.iterdir()) == []
+
+
+def test_an_answer_that_the_end_of_the_server_cuts_off_says_so() -> None:
+    async def cut_off(scope: Any, receive: Any, send: Any) -> None:
+        raise asyncio.CancelledError
+
+    client = TestClient(Guard(cut_off, host="127.0.0.1", token=None), base_url="http://127.0.0.1")
+    answer = client.get("/api/export/coco")
+    assert (answer.status_code, answer.json()) == (503, {"detail": "The server was ended."})
 
 
 class TestToken:
