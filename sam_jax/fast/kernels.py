@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sam_jax.decoder.layers import CONV_NORM_EPS, gelu
 
@@ -310,12 +310,28 @@ def interleaved(parts: list[Float[Array, "m x"]]) -> Float[Array, "m 4*x"]:
     """Return four maps as one, whose columns are those of each in turn."""
     lane = lax.broadcasted_iota(jnp.int32, (len(parts[0]), LANES), 1)
     turn, share = lane & 3, LANES // 4
+    is_turn = [turn == i for i in range(4)]
+    chosen = [(lane >> 2) + start for start in range(0, LANES, share)]
     vectors = []
     for start in range(0, parts[0].shape[1], share):
-        vector = slice(start - start % LANES, start - start % LANES + LANES)
-        chosen = (lane >> 2) + start % LANES
-        first, *others = (jnp.take_along_axis(part[:, vector], chosen, axis=1) for part in parts)
+        first = start - start % LANES
+        vector, *others = (
+            lanes_of(lax.slice_in_dim(part, first, first + LANES, axis=1), chosen[start % LANES // share])
+            for part in parts
+        )
         for i, other in enumerate(others, 1):
-            first = jnp.where(turn == i, other, first)
-        vectors.append(first)
-    return jnp.concatenate(vectors, axis=1)
+            vector = lax.select(is_turn[i], other, vector)
+        vectors.append(vector)
+    return lax.concatenate(vectors, 1)
+
+
+def lanes_of(x: Float[Array, "m lanes"], chosen: Int[Array, "m lanes"]) -> Float[Array, "m lanes"]:
+    """Return chosen numbers of each row, as `jnp.take_along_axis`, which would be traced anew in every call."""
+    numbers = lax.GatherDimensionNumbers(
+        offset_dims=(),
+        collapsed_slice_dims=(1,),
+        start_index_map=(1,),
+        operand_batching_dims=(0,),
+        start_indices_batching_dims=(0,),
+    )
+    return lax.gather(x, lax.expand_dims(chosen, (2,)), numbers, (1, 1), mode="promise_in_bounds")
