@@ -149,7 +149,9 @@ def _refuse_others(out: Path, made: dict[str, Any]) -> None:
 
 
 def _keep_settings(out: Path, made: dict[str, Any]) -> None:
-    """Write down what a folder is made with."""
+    """Write down what a folder is made with, where nothing says so yet."""
+    if (out / SETTINGS).exists():
+        return
     with written_whole(out / SETTINGS, overwrite=True) as path:  # another process may write the same at the same time
         path.write_text(json.dumps(made, indent=2) + "\n", "utf-8")
 
