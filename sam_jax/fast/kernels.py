@@ -208,7 +208,7 @@ def attend(
     return written[0] if written else None, gathered
 
 
-def within(blocks: Blocks, block: Array, shape: tuple[int, int]) -> Array:
+def within(blocks: Blocks, block: Array, shape: tuple[int, ...]) -> Array:
     """Return which pixels of a block, the last axis of a shape, are in the grid."""
     place = lax.broadcasted_iota(jnp.int32, shape, 1)
     columns = jnp.int32(blocks.columns)
