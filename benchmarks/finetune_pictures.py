@@ -7,19 +7,20 @@ finetune_check.png, finetune_curves.png, and, of pictures that were not trained 
 finetune_after.png.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 
 import tyro
 from PIL import Image
 
-from benchmarks.presets import RATES, TEST, TRAINING, write
+from benchmarks.presets import TEST, TRAINING, config_of, write
 from sam_jax.commands.demo import SMALL
 from sam_jax.files.checkpoints import load, load_encoder
 from sam_jax.images.pixels import encode_image
 from sam_jax.train.commands.check import SHEET, check
 from sam_jax.train.commands.finetune import finetune
-from sam_jax.train.config import FinetuneConfig, LoopConfig, OptimizerConfig, Simulation
+from sam_jax.train.config import LoopConfig
 from sam_jax.train.data.sources import Encoded, open_source
 from sam_jax.train.evaluation.evaluate import evaluate
 
@@ -27,14 +28,8 @@ WIDTH, COLOURS = 640, 96
 """Of a picture, so that it stays small."""
 CHECKED = 8
 """Images of the contact sheet."""
-CONFIG = FinetuneConfig(
-    train="everything",
-    batch=2,
-    objects=4,
-    split=0.2,
-    simulation=Simulation(clicks=1, refinements=False),
-    optimizer=OptimizerConfig(learning_rate=RATES["everything"]),
-    loop=LoopConfig(steps=150, log_every=10, save_every=30),
+CONFIG = dataclasses.replace(
+    config_of("everything", 150), split=0.2, loop=LoopConfig(steps=150, log_every=10, save_every=30)
 )
 
 

@@ -61,6 +61,18 @@ def write(folder: Path, seeds: range) -> Path:
     return folder
 
 
+def config_of(preset: Preset, steps: int) -> FinetuneConfig:
+    """Return the settings of a run."""
+    return FinetuneConfig(
+        train=preset,
+        batch=2,
+        objects=4,
+        simulation=Simulation(clicks=1, refinements=False),
+        optimizer=OptimizerConfig(learning_rate=RATES[preset]),
+        loop=LoopConfig(steps=steps, log_every=10, save_every=50),
+    )
+
+
 def main(
     out: Path,
     images: tuple[int, ...] = (10, 100),
@@ -80,16 +92,8 @@ def main(
     for number in images:
         data = write(out / f"train_{number}", range(TRAINING, TRAINING + number))
         for preset in train:
-            config = FinetuneConfig(
-                train=preset,
-                batch=2,
-                objects=4,
-                simulation=Simulation(clicks=1, refinements=False),
-                optimizer=OptimizerConfig(learning_rate=RATES[preset]),
-                loop=LoopConfig(steps=steps, log_every=10, save_every=50),
-            )
             begun = time.monotonic()
-            result = finetune(str(data), str(SMALL), out / f"{preset}_{number}", config)
+            result = finetune(str(data), str(SMALL), out / f"{preset}_{number}", config_of(preset, steps))
             seconds = round(time.monotonic() - begun)
             found = measure(test, result.model, None)
             print(json.dumps({"images": number, "train": preset, **found, "seconds": seconds}), flush=True)
