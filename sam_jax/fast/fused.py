@@ -26,7 +26,6 @@ from sam_jax.fast.image_form import (
     decode_form,
     hq_logits,
     image_tokens,
-    in_order,
     product,
 )
 from sam_jax.fast.kernels import Blocks, Head, Update, attend, blocks_of, upscaled_masks
@@ -121,15 +120,10 @@ class FusedForm:
         )
         if upscaled is None:
             return logits, None
-        grid = self.blocks.number * self.blocks.rows, self.blocks.columns
-        return logits, jax.vmap(
-            lambda x, w: hq_logits(
-                head.params["hq"]["mask_feature"],
-                in_order(x, grid)[:, : logits.shape[2], : logits.shape[3]],
-                w,
-                head.maps.hq,
-            )
-        )(upscaled, head.hq_weights)
+        of_tokens = functools.partial(
+            hq_logits, head.params["hq"]["mask_feature"], grid_size=self.blocks[:2], of_image=head.maps.hq
+        )
+        return logits, jax.vmap(lambda x, w: of_tokens(self.blocks.cropped(x), weights=w))(upscaled, head.hq_weights)
 
 
 def rows(x: Float[Array, "p heads n c"], fill: float = 0) -> Float[Array, "p r c"]:

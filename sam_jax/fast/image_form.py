@@ -12,11 +12,13 @@ which these are stored.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float
@@ -294,7 +296,7 @@ def masks_in_turn(
         logits = in_order(product("kmd,kdx->kmx", jnp.broadcast_to(weights, (16, *weights.shape)), upscaled), grid_size)
         if hq_weights is None:
             return logits, None
-        return logits, hq_logits(params["hq"]["mask_feature"], in_order(upscaled, grid_size), hq_weights, maps.hq)
+        return logits, hq_logits(params["hq"]["mask_feature"], upscaled, grid_size, hq_weights, maps.hq)
 
     return in_turn(logits_of, parts, head.weights, head.hq_weights)
 
@@ -372,64 +374,95 @@ def upscale(
 
 def hq_logits(
     params: Params,
-    upscaled: Float[Array, "d my mx"],
+    upscaled: Float[Array, "16 d hw"],
+    grid_size: tuple[int, int],
     weights: Float[Array, " d"],
     of_image: Float[Array, "my mx d"] | None,
 ) -> Float[Array, "my mx"]:
     """Return the logits of one prompt set's HQ mask.
 
-    What follows the last GELU is linear, so the weights are taken into the last convolution, which then has one output.
+    What follows the last GELU is linear, so the weights are taken into the last convolution, which then has one output:
+    for each place of its kernel a product over the channels, before that place's shift.
 
     Args:
       params: those of `MaskFeatures`.
-      upscaled: the upscaled image tokens.
+      upscaled: the upscaled image tokens, by sub-pixel.
+      grid_size: rows and columns of image tokens.
       weights: what the features are multiplied with.
       of_image: the image's part of the features.
     """
     first, norm, last = params["conv_0"], params["norm"], params["conv_1"]
-    x = convolve3x3(upscaled, first["kernel"]) + first["bias"][:, None, None]
-    x = x - x.mean(0, keepdims=True)
-    x = x * lax.rsqrt(jnp.square(x).mean(0, keepdims=True) + CONV_NORM_EPS)
-    x = gelu(x * norm["scale"][:, None, None] + norm["bias"][:, None, None]).astype(upscaled.dtype)
-    kernel = product("yxio,o->yxi", last["kernel"], weights)[..., None].astype(upscaled.dtype)
-    logits = convolve3x3(x, kernel)[0] + product("o,o->", last["bias"], weights)
+    kernel, bias = (x - x.mean(-1, keepdims=True) for x in (first["kernel"], first["bias"]))
+    second = product("yxio,o->yxi", last["kernel"], weights).reshape(9, -1).astype(upscaled.dtype)
+
+    def places(convolved: Float[Array, "o x"]) -> Float[Array, "9 x"]:
+        x = convolved + bias[:, None]
+        x = x * unfused(lax.rsqrt(jnp.square(x).mean(0, keepdims=True) + CONV_NORM_EPS))
+        x = gelu(x * norm["scale"][:, None] + norm["bias"][:, None]).astype(upscaled.dtype)
+        return product("ko,ox->kx", second, x)
+
+    def by_sub_pixel(upscaled: Float[Array, "16 d hw"]) -> Float[Array, "9 my mx"]:
+        return in_order(by_neighbours(places, kernel, upscaled, grid_size), grid_size)
+
+    def as_map(upscaled: Float[Array, "16 d hw"]) -> Float[Array, "9 my mx"]:
+        convolved = convolve3x3(in_order(upscaled, grid_size), kernel)
+        return places(convolved.reshape(len(convolved), -1)).reshape(9, *convolved.shape[1:])
+
+    logits = sum_of_places(on_cpu(by_sub_pixel, as_map, upscaled)) + product("o,o->", last["bias"], weights)
     return logits if of_image is None else logits + product("yxd,d->yx", of_image, weights)
 
 
-def convolve3x3(x: Float[Array, "i my mx"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "o my mx"]:
-    """Return a convolution, with zeros around the map, in float32 at least.
+def by_neighbours(
+    function: Callable[[Float[Array, "o hw"]], Float[Array, "k hw"]],
+    kernel: Float[Array, "3 3 d o"],
+    maps: Float[Array, "16 d hw"],
+    grid_size: tuple[int, int],
+) -> Float[Array, "16 k hw"]:
+    """Return what a function makes of a convolution by 3 x 3 pixels with zeros around, a sub-pixel after the other.
 
-    As one product of matrices, before or after the nine shifts by where there are fewer channels to shift: in a loop,
-    XLA's convolution on a CPU takes a hundred times as long. Elsewhere, shifts of many channels would be written out.
+    A sub-pixel's neighbours are other sub-pixels, of its image token or of the next one. So the convolution is a
+    product with nine whole maps, and what is made of it stays in the caches. In a loop, XLA's own convolution on a CPU
+    takes a hundred times as long.
     """
-    _, _, inputs, outputs = kernel.shape
-    if outputs < inputs:
-        by_place = product("yxio,ihw->yxohw", kernel, x).reshape(9, outputs, *x.shape[1:])
-        return functools.reduce(jnp.add, shifts(by_place))
-    return on_cpu(product_of_shifts, convolution_of, x, kernel)
+    (_, depth, pixels), outputs = maps.shape, kernel.shape[-1]
+    weights = jnp.moveaxis(kernel, -1, 0).reshape(outputs, -1)
+    neighbours = with_neighbours(maps, grid_size)
+    first_row, first_column, row, column = np.unravel_index(np.arange(16), (2, 2, 2, 2))
+
+    def one(place: tuple[Array, Array]) -> Float[Array, "k hw"]:
+        around = lax.dynamic_slice(neighbours, (*place, 0, 0), (3, 3, depth, pixels))
+        return function(product("oi,ix->ox", weights, around.reshape(-1, pixels)))
+
+    return lax.map(forgetful(one), (2 * first_row + row, 2 * first_column + column))
 
 
-def product_of_shifts(x: Float[Array, "i my mx"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "o my mx"]:
-    """Return `convolve3x3` as a product with nine shifted maps."""
-    shifted = jnp.stack(list(shifts(jnp.broadcast_to(x, (9, *x.shape)))))
-    return product("kio,kihw->ohw", kernel.reshape(9, *kernel.shape[2:]), shifted)
+def with_neighbours(maps: Float[Array, "16 d hw"], grid_size: tuple[int, int]) -> Float[Array, "6 6 d hw"]:
+    """Return the 4 x 4 sub-pixels of each image token and those around them, with zeros around the map."""
+    number, (h, w) = maps.shape[1], grid_size
+    x = maps.reshape(2, 2, 2, 2, number, h, w).transpose(0, 2, 1, 3, 4, 5, 6).reshape(4, 4, number, h, w)
+    for axis, of_tokens in ((0, 3), (1, 4)):
+        last, first = lax.slice_in_dim(x, 3, 4, axis=axis), lax.slice_in_dim(x, 0, 1, axis=axis)
+        x = jnp.concatenate([moved(last, 1, of_tokens), x, moved(first, -1, of_tokens)], axis)
+    return x.reshape(6, 6, number, h * w)
 
 
-def convolution_of(x: Float[Array, "i my mx"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "o my mx"]:
-    """Return `convolve3x3` as XLA's own convolution."""
+def moved(x: Float[Array, "*shape"], by: int, axis: int) -> Float[Array, "*shape"]:
+    """Return an array moved along an axis, with zeros where nothing comes from."""
+    return lax.pad(x, jnp.zeros((), x.dtype), [(by, -by, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)])
+
+
+def convolve3x3(x: Float[Array, "i my mx"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "o my mx"]:
+    """Return XLA's convolution with zeros around the map, in float32 at least."""
     dtype = jnp.promote_types(jnp.result_type(x, kernel), jnp.float32)
     layout = ("NCHW", "HWIO", "NCHW")
     out = lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=layout)
     return out[0].astype(dtype)
 
 
-def shifts(maps: Float[Array, "9 c my mx"]) -> Iterator[Float[Array, "c my mx"]]:
-    """Yield each of nine maps as the pixel of a 3 x 3 kernel sees it that has its place, row by row."""
-    _, _, height, width = maps.shape
-    padded = jnp.pad(maps, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    for place in range(9):
-        row, column = divmod(place, 3)
-        yield padded[place, :, row : row + height, column : column + width]
+def sum_of_places(maps: Float[Array, "9 my mx"]) -> Float[Array, "my mx"]:
+    """Return the sum of nine maps, each as the pixel of a 3 x 3 kernel sees it that has its place, row by row."""
+    places = itertools.product((1, 0, -1), repeat=2)
+    return functools.reduce(jnp.add, (moved(moved(x, dy, 0), dx, 1) for x, (dy, dx) in zip(maps, places, strict=True)))
 
 
 def in_order(maps: Float[Array, "16 m hw"], grid_size: tuple[int, int]) -> Float[Array, "m my mx"]:

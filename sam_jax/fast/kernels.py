@@ -62,6 +62,11 @@ class Blocks(NamedTuple):
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + wider)
         return x.reshape(*x.shape[:-2], -1)
 
+    def cropped(self, x: Float[Array, "*n pixels"]) -> Float[Array, "*n hw"]:
+        """Return a map without what `padded` put around it."""
+        x = x.reshape(*x.shape[:-1], self.number * self.rows, self.columns)[..., : self.height, : self.width]
+        return x.reshape(*x.shape[:-2], -1)
+
 
 def blocks_of(grid_size: tuple[int, int]) -> Blocks:
     """Return the blocks of a grid. They have an even number of rows: four times as many fill a tile."""
