@@ -1,16 +1,19 @@
 """Programs for accelerators, made without one, and what they move. libtpu compiles for a TPU on any x86-64 machine."""
 
+import contextlib
+import dataclasses
 import functools
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
 import sam_jax
 from sam_jax import Prompts, Sam
@@ -19,6 +22,9 @@ from sam_jax.decoder.features import features_of, map_shapes
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "f16": 2, "s16": 2, "u16": 2, "pred": 1, "u8": 1, "s8": 1}
 """Bytes of the types in a compiled program."""
+
+FIELDS = [field.name for field in dataclasses.fields(AbstractDevice)]
+"""What JAX knows of a device that is not there."""
 
 FREE = ("parameter", "bitcast", "get-tuple-element", "tuple", "constant")
 """Instructions that move nothing."""
@@ -41,6 +47,15 @@ def gpu(description: Path) -> SingleDeviceSharding:
     """Return a GPU to compile for, of a description as XLA writes it; needs `jax[cuda12]`, and no driver."""
     settings = {"target_config": description.read_text(), "topology": "1x1x1"}
     return SingleDeviceSharding(topologies.get_topology_desc(platform="cuda", topology_name="", **settings).devices[0])
+
+
+@contextlib.contextmanager
+def lowering_for(kind: str) -> Iterator[None]:
+    """Let kernels be lowered for a GPU of some kind, as JAX names it: from 0.12 on it asks which one."""
+    device = AbstractDevice(device_kind=kind, num_cores=None, platform="cuda") if "platform" in FIELDS else None
+    mesh = AbstractMesh((1,), ("x",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh) if device else contextlib.nullcontext():
+        yield
 
 
 def compiled(
@@ -71,7 +86,10 @@ def compiled(
     def decode(variables: Any, image: Any, prompts: Prompts) -> Any:
         return sam_jax.predict_masks(model, variables, image, prompts, path=path, chunk=64)
 
-    return jax.jit(decode, in_shardings=device, out_shardings=device).lower(variables, image, prompts).compile()
+    [of_device] = device.device_set
+    with lowering_for(of_device.device_kind) if of_device.platform == "gpu" else contextlib.nullcontext():
+        lowered = jax.jit(decode, in_shardings=device, out_shardings=device).lower(variables, image, prompts)
+    return lowered.compile()
 
 
 def bytes_moved(program: str, turns: int = 1) -> int:

@@ -113,7 +113,7 @@ def decode_batch(
     choice, elsewhere = path, path
     if path == "auto":
         choice = choose_path(tokens, prompt_sets, prompts.masks is not None, isinstance(images, ImageState))
-        elsewhere = "fused"
+        elsewhere = "auto"
     few, many = (CPU_CHUNK, CHUNK) if chunk is None else (chunk, chunk)
     of_cpu = functools.partial(decode_by, model, few, best, choice)
     if choice == elsewhere and (few == many or prompts.valid.size <= few):
@@ -128,7 +128,10 @@ def decode_batch(
 def decode_by(
     model: Sam, chunk: int, best: bool, path: Path, variables: Variables, images: Images, prompts: Prompts
 ) -> MaskPrediction:
-    """Return what `decode_batch` does, by one path."""
+    """Return what `decode_batch` does, by one path: "auto" is what devices take that are no CPU.
+
+    On a GPU that is "absorbed" as long as its kernels were not measured on one.
+    """
     prompt_sets, prepared = prompts.labels.shape[-2], isinstance(images, ImageState)
 
     def one_image(inputs: tuple[Any, Prompts]) -> MaskPrediction:
@@ -140,7 +143,8 @@ def decode_by(
             decode = jax.vmap(functools.partial(model.apply, variables, jax.tree.map(jnp.asarray, image)))
         else:
             written = image.written if prepared else written_image(model, variables, image)
-            form = decode_absorbed if path == "absorbed" else decode_fused
+            fused = functools.partial(decode_fused, platforms=("tpu",) if path == "auto" else ("tpu", "cuda"))
+            form = decode_absorbed if path == "absorbed" else fused
             decode = functools.partial(form, model, variables, written)
         return map_groups(lambda group: best_alone(decode(group), group) if best else decode(group), prompts, chunk)
 
@@ -150,7 +154,7 @@ def decode_by(
 
 
 def choose_path(tokens: int, prompt_sets: int, has_masks: bool, prepared: bool) -> Path:
-    """Return the fastest path for the shapes, by measurement on two CPU cores. Other devices take "fused" for all.
+    """Return the fastest path for the shapes, by measurement on two CPU cores. Others take one for all shapes.
 
     Image tokens of low rank pay for few tokens, on an image that is prepared or that several prompt sets share. A mask
     prompt makes the image tokens the prompt set's own, so that they have to be written out.

@@ -7,6 +7,8 @@ chip.
 """
 
 import functools
+import importlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,12 +30,18 @@ from sam_jax.fast.image_form import (
     image_tokens,
     product,
 )
-from sam_jax.fast.kernels import Blocks, Head, Update, attend, blocks_of, upscaled_masks
+from sam_jax.fast.kernels import Blocks, Head, Update
 from sam_jax.precision import precise
 from sam_jax.prompts import Prompts
 
-ROWS = 8
-"""Tokens of a head are padded to a multiple of it: the rows of a tile."""
+DTYPES = {"tpu": ("float32", "bfloat16"), "cuda": ("bfloat16",)}
+"""The devices that have kernels, and the compute dtypes that they have them for.
+
+In float32, Triton multiplies on a GPU with both operands in registers, which they do not fit into.
+"""
+
+LEAST_TOKENS = 8
+"""Tokens of a head are padded to a power of two that is at least this: the rows of a TPU's tile."""
 
 LEAST = -1e30
 """The bias of a token that no pixel may attend to."""
@@ -55,12 +63,14 @@ class FusedForm:
       position: positional part of the image tokens, in blocks.
       blocks: what the pixels are in.
       epsilon: that of the norms.
+      platform: the kind of device whose kernels are taken.
       interpret: whether kernels run on any device, slowly: for tests.
     """
 
     position: Float[Array, "c x"]
     blocks: Blocks = struct.field(pytree_node=False)
     epsilon: float = struct.field(pytree_node=False)
+    platform: str = struct.field(pytree_node=False)
     interpret: bool = struct.field(pytree_node=False)
 
     def gather(
@@ -70,7 +80,7 @@ class FusedForm:
         heads, tokens = query.shape[1:3]
         key, value = (by_head(params[name]["kernel"], heads) for name in ("key", "value"))
         queries = rows(product("phnd,chd->phnc", query, key)).astype(query.dtype)
-        written, gathered = attend(
+        written, gathered = kernels_of(self.platform).attend(
             self.blocks, heads, self.epsilon, *image[:2], self.position, image.update, queries, interpret=self.interpret
         )
         gathered = gathered.reshape(len(query), heads, -1, gathered.shape[-1])[:, :, :tokens]
@@ -115,7 +125,7 @@ class FusedForm:
         )
         maps = [x if x is None else self.blocks.padded(x) for x in (head.maps.stride_8, head.maps.stride_4)]
         wanted = head.hq_weights is not None
-        logits, upscaled = upscaled_masks(
+        logits, upscaled = kernels_of(self.platform).upscaled_masks(
             self.blocks, weights, image.tokens, *maps, upscaled=wanted, interpret=self.interpret
         )
         if upscaled is None:
@@ -126,13 +136,24 @@ class FusedForm:
         return logits, jax.vmap(lambda x, w: of_tokens(self.blocks.cropped(x), weights=w))(upscaled, head.hq_weights)
 
 
+def kernels_of(platform: str) -> Any:
+    """Return the module with a platform's kernels: `blocks_of`, `attend` and `upscaled_masks`.
+
+    It is imported where it is wanted: Pallas's languages come and go with versions of JAX.
+    """
+    return importlib.import_module(f"sam_jax.fast.kernels_{platform}")
+
+
 def rows(x: Float[Array, "p heads n c"], fill: float = 0) -> Float[Array, "p r c"]:
-    """Return the rows of all heads, with the tokens of each padded to whole tiles."""
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % ROWS), (0, 0)), constant_values=fill)
+    """Return the rows of all heads, with the tokens of each padded."""
+    tokens = max(LEAST_TOKENS, 1 << (x.shape[2] - 1).bit_length())
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, tokens - x.shape[2]), (0, 0)), constant_values=fill)
     return x.reshape(len(x), -1, x.shape[-1])
 
 
-def decode_fused(model: Sam, variables: Any, image: WrittenImage, prompts: Prompts) -> MaskPrediction:
+def decode_fused(
+    model: Sam, variables: Any, image: WrittenImage, prompts: Prompts, platforms: Sequence[str]
+) -> MaskPrediction:
     """Return the masks of prompt sets on one image: those of `decode_absorbed`, by kernels where there are some.
 
     Args:
@@ -140,30 +161,32 @@ def decode_fused(model: Sam, variables: Any, image: WrittenImage, prompts: Promp
       variables: its variables.
       image: what `written_image` made of the image.
       prompts: prompts with axis [prompt set], decoded all at once.
+      platforms: the kinds of device whose kernels are taken.
     """
     absorbed = functools.partial(decode_absorbed, model)
     if model.config.efficient_sam:  # a norm over the whole map, which no block of pixels can compute
         return absorbed(variables, image, prompts)
-    fused = functools.partial(decode_in_kernels, model, False)
-    return lax.platform_dependent(variables, image, prompts, tpu=fused, default=absorbed)
+    having = [name for name in platforms if model.config.dtype in DTYPES[name]]
+    fused = {name: functools.partial(decode_in_kernels, model, name, False) for name in having}
+    return lax.platform_dependent(variables, image, prompts, **fused, default=absorbed)
 
 
 @precise
 def decode_in_kernels(
-    model: Sam, interpret: bool, variables: Any, image: WrittenImage, prompts: Prompts
+    model: Sam, platform: str, interpret: bool, variables: Any, image: WrittenImage, prompts: Prompts
 ) -> MaskPrediction:
     """Return what `decode_fused` does where there are kernels; `interpret` runs them on any device, slowly."""
     leaves, tree = jax.tree.flatten((variables, image, prompts))
-    prediction: Any = _kernels(model, interpret, tree, *leaves)
+    prediction: Any = _kernels(model, platform, interpret, tree, *leaves)
     return MaskPrediction(**prediction)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _kernels(model: Sam, interpret: bool, tree: Any, *leaves: Any) -> dict[str, Array | None]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _kernels(model: Sam, platform: str, interpret: bool, tree: Any, *leaves: Any) -> dict[str, Array | None]:
     variables, image, prompts = tree.unflatten(leaves)
     config = model.config
-    blocks = blocks_of(config.grid_size)
-    form = FusedForm(blocks.padded(image.position), blocks, config.block_norm_eps, interpret)
+    blocks = kernels_of(platform).blocks_of(config.grid_size)
+    form = FusedForm(blocks.padded(image.position), blocks, config.block_norm_eps, platform, interpret)
     waiting = waiting_tokens(model.bind(variables).prompt_encoder, image, blocks, prompts)
     return vars(decode_form(model, variables, form, waiting, image.head, prompts))
 
@@ -176,11 +199,15 @@ def waiting_tokens(encoder: PromptEncoder, image: WrittenImage, blocks: Blocks, 
     return Waiting(blocks.padded(tokens), jnp.zeros_like(tokens, shape=(tokens.shape[1], 1)), None)
 
 
-def _forward(model: Sam, interpret: bool, tree: Any, *leaves: Any) -> tuple[dict[str, Array | None], Any]:
-    return _kernels(model, interpret, tree, *leaves), leaves
+def _forward(
+    model: Sam, platform: str, interpret: bool, tree: Any, *leaves: Any
+) -> tuple[dict[str, Array | None], Any]:
+    return _kernels(model, platform, interpret, tree, *leaves), leaves
 
 
-def _backward(model: Sam, interpret: bool, tree: Any, leaves: Any, gradient: dict[str, Array | None]) -> Any:
+def _backward(
+    model: Sam, platform: str, interpret: bool, tree: Any, leaves: Any, gradient: dict[str, Array | None]
+) -> Any:
     return jax.vjp(lambda *leaves: vars(decode_absorbed(model, *tree.unflatten(leaves))), *leaves)[1](gradient)
 
 

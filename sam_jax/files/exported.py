@@ -153,7 +153,8 @@ def trace(
 def decode_prepared(model: Sam, variables: Variables, masks: bool, state: Any, prompts: Prompts) -> tuple[Array, ...]:
     """Return the outputs for prompt sets on one image, of which `prepare` made the state."""
     written = state if masks else state.written
-    fused, absorbed = (functools.partial(form, model, variables, written) for form in (decode_fused, decode_absorbed))
+    absorbed = functools.partial(decode_absorbed, model, variables, written)
+    fused = functools.partial(decode_fused, model, variables, written, platforms=("tpu",))
     of_cpu: Decode = absorbed
     if not masks:
         of_cpu = functools.partial(by_tokens, functools.partial(decode_low_rank, model, variables, state), absorbed)
