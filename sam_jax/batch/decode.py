@@ -27,7 +27,7 @@ Images = Float[AnyArray, "... h w c"] | ImageFeatures | ImageState
 
 Path = Literal["auto", "plain", "absorbed", "low_rank", "fused"]
 """How to decode: the Flax modules as they are, one of the two forms that need fewer operations for the same sum, or by
-kernels that move fewer bytes (`absorbed` where there are none)."""
+kernels that move fewer bytes (`absorbed` where there are none: on a CPU, and in float32 on a GPU)."""
 
 LOW_RANK_TOKENS = 24
 """Up to how many tokens of a prompt set the low-rank form pays."""

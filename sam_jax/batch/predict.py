@@ -56,8 +56,8 @@ def predict_masks(
       mesh: devices to split images and prompt sets over (`sam_jax.make_mesh`); `chunk` is then that of each device.
         Arrays spread over several processes are taken in the shape they have, too.
       path: how to decode; "auto" takes the fastest for the device and the shapes (`choose_path`). None changes a result
-        beyond rounding. "auto" and "fused" cannot be exported for a TPU and another platform at once: JAX lowers a
-        kernel for one platform.
+        beyond rounding. "auto" and "fused" cannot be exported for a platform that has kernels and another one at once:
+        JAX lowers a kernel for one platform.
       best: keep one mask of each prompt set, the one that `best_masks` takes, chosen before the next chunk is decoded:
         the mask axis of the result is 1, and the other masks cost no memory.
 
