@@ -34,7 +34,7 @@ from sam_jax.fast.kernels import Blocks, Head, Update
 from sam_jax.precision import precise
 from sam_jax.prompts import Prompts
 
-DTYPES = {"tpu": ("float32", "bfloat16"), "cuda": ("bfloat16",)}
+KERNEL_DTYPES = {"tpu": ("float32", "bfloat16"), "cuda": ("bfloat16",)}
 """The devices that have kernels, and the compute dtypes that they have them for.
 
 In float32, Triton multiplies on a GPU with both operands in registers, which they do not fit into.
@@ -166,7 +166,7 @@ def decode_fused(
     absorbed = functools.partial(decode_absorbed, model)
     if model.config.efficient_sam:  # a norm over the whole map, which no block of pixels can compute
         return absorbed(variables, image, prompts)
-    having = [name for name in platforms if model.config.dtype in DTYPES[name]]
+    having = [name for name in platforms if model.config.dtype in KERNEL_DTYPES[name]]
     fused = {name: functools.partial(decode_in_kernels, model, name, False) for name in having}
     return lax.platform_dependent(variables, image, prompts, **fused, default=absorbed)
 

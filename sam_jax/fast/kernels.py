@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 
@@ -123,3 +124,14 @@ def updated(
     y = y - y.mean(0, keepdims=True)
     y = y * lax.rsqrt(jnp.square(y).mean(0, keepdims=True) + epsilon)
     return (y * update.scale + update.norm_bias).astype(x.dtype)
+
+
+def head_inputs(blocks: Blocks, channels: int, head: Head, maps: list[Array]) -> list[pl.BlockSpec]:
+    """Return what a program [prompt set, block] of the mask head reads: image tokens, the head, the image's maps."""
+    pixels = blocks.pixels
+    return [
+        pl.BlockSpec((None, channels, pixels), lambda p, x: (p, 0, x)),
+        *(pl.BlockSpec(x.shape, lambda p, x: (0, 0)) for x in head[:-1]),
+        pl.BlockSpec((None, *head.weights.shape[1:]), lambda p, x: (p, 0, 0)),
+        *(pl.BlockSpec((*m.shape[:-1], pixels), lambda p, x, n=m.ndim: (*(0,) * (n - 1), x)) for m in maps),
+    ]

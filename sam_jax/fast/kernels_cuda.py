@@ -15,7 +15,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from sam_jax.decoder.layers import CONV_NORM_EPS
-from sam_jax.fast.kernels import Blocks, Head, Update, dot, updated, within
+from sam_jax.fast.kernels import Blocks, Head, Update, dot, head_inputs, updated, within
 
 PROGRAMS = 256
 """Programs of a kernel, about: a large card runs half as many at once."""
@@ -125,10 +125,7 @@ def upscaled_masks(
     (sets, channels, _), (masks, depth) = tokens.shape, head.weights.shape[1:]
     pixels, result = blocks.pixels, jnp.promote_types(tokens.dtype, jnp.float32)
     maps = [x for x in (stride_8, stride_4) if x is not None]
-    in_specs = [pl.BlockSpec((None, channels, pixels), lambda p, x: (p, 0, x))]
-    in_specs += [pl.BlockSpec(x.shape, lambda p, x: (0, 0)) for x in head[:-1]]
-    in_specs += [pl.BlockSpec((None, masks, depth), lambda p, x: (p, 0, 0))]
-    in_specs += [pl.BlockSpec((*m.shape[:-1], pixels), lambda p, x, n=m.ndim: (*(0,) * (n - 1), x)) for m in maps]
+    in_specs = head_inputs(blocks, channels, head, maps)
     out_specs = [pl.BlockSpec((None, masks, 4, 4 * pixels), lambda p, x: (p, 0, x, 0))]
     out_shape = [jax.ShapeDtypeStruct((sets, masks, 4 * blocks.number, 4 * pixels), result)]
     if upscaled:

@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from sam_jax.decoder.layers import CONV_NORM_EPS, gelu
-from sam_jax.fast.kernels import Blocks, Head, Update, dot, updated, within
+from sam_jax.fast.kernels import Blocks, Head, Update, dot, head_inputs, updated, within
 
 PIXELS = 512
 """Image tokens of a block, about."""
@@ -144,10 +144,7 @@ def upscaled_masks(
     pixels, result = blocks.pixels, jnp.promote_types(tokens.dtype, jnp.float32)
     maps = [x for x in (stride_8, stride_4) if x is not None]
     rows, columns = 4 * blocks.rows, 4 * blocks.columns
-    in_specs = [pl.BlockSpec((None, channels, pixels), lambda p, x: (p, 0, x))]
-    in_specs += [pl.BlockSpec(x.shape, lambda p, x: (0, 0)) for x in head[:-1]]
-    in_specs += [pl.BlockSpec((None, masks, depth), lambda p, x: (p, 0, 0))]
-    in_specs += [pl.BlockSpec((*m.shape[:-1], pixels), lambda p, x, n=m.ndim: (*(0,) * (n - 1), x)) for m in maps]
+    in_specs = head_inputs(blocks, channels, head, maps)
     out_specs = [pl.BlockSpec((None, masks, rows, columns), lambda p, x: (p, 0, x, 0))]
     out_shape = [jax.ShapeDtypeStruct((sets, masks, blocks.number * rows, columns), result)]
     if upscaled:
